@@ -1,0 +1,108 @@
+"""The transformer block of DA3's backbone and camera encoder, on timm's parts, keyed like the released weights."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import LayerScale, Mlp
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+ROPE_BASE = 100.0
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with optional per-head LayerNorm of queries and keys, before the rotary embedding."""
+
+    def __init__(self, dim: int, heads: int, qk_norm: bool):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.q_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, rotary: Rotary | None = None) -> Tensor:  # (B,N,D)
+        batch, count, dim = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B,heads,N,D/heads)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rotary is not None:
+            query, key = rotary.rotate(query), rotary.rotate(key)
+        query, key = query.to(value.dtype), key.to(value.dtype)  # LayerNorm answers in float32 under autocast
+        mixed = scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
+
+
+class SwiGLU(nn.Module):
+    """w3(silu(a) * b) with (a, b) = w12(x); hidden width 2/3 of the MLP's, rounded up to a multiple of 8."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        hidden = (hidden * 2 // 3 + 7) // 8 * 8
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        gate, value = self.w12(tokens).chunk(2, dim=-1)
+        return self.w3(silu(gate) * value)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale on both branches."""
+
+    def __init__(
+        self, dim: int, heads: int, qk_norm: bool = False, swiglu: bool = False, eps: float = 1e-6, scale: float = 1.0
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, heads, qk_norm)
+        self.ls1 = LayerScale(dim, init_values=scale)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = SwiGLU(dim, 4 * dim) if swiglu else Mlp(dim, 4 * dim)
+        self.ls2 = LayerScale(dim, init_values=scale)
+
+    def forward(self, tokens: Tensor, rotary: Rotary | None = None) -> Tensor:  # (B,N,D)
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), rotary))
+        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+
+
+class Rotary:
+    """Rotary position embedding of the tokens of one attention; the first half of a head turns with y, the second with x.
+
+    `stride` and `prefix` let a rotation act on the class tokens alone: it turns tokens [0:prefix] of every group of
+    `stride` tokens.
+    """
+
+    def __init__(self, positions: Tensor, head_dim: int, stride: int | None = None):
+        half = head_dim // 2
+        exponent = torch.arange(0, half, 2, device=positions.device, dtype=torch.float32) / half
+        angles = positions.float()[..., None] / ROPE_BASE**exponent  # (N,2,half/2)
+        angles = torch.cat([angles, angles], dim=-1).flatten(-2)  # (N,head_dim)
+        self.cos, self.sin = angles.cos(), angles.sin()
+        self.stride = stride
+
+    @classmethod
+    def within_view(cls, rows: int, columns: int, head_dim: int, device: torch.device) -> Rotary:
+        """Patches at (row + 1, column + 1), the class token at (0, 0)."""
+        grid = torch.cartesian_prod(torch.arange(1, rows + 1), torch.arange(1, columns + 1))
+        return cls(torch.cat([torch.zeros(1, 2, dtype=torch.long), grid]).to(device), head_dim)
+
+    @classmethod
+    def across_views(cls, rows: int, columns: int, head_dim: int, device: torch.device) -> Rotary:
+        """All patches share position (1, 1), the class tokens have (0, 0).
+
+        Attention sees differences of positions only, so turning the few class tokens by (-1, -1) and leaving the
+        patches alone gives the same scores for a fraction of the work.
+        """
+        return cls(torch.full((1, 2), -1, device=device), head_dim, stride=1 + rows * columns)
+
+    def rotate(self, x: Tensor) -> Tensor:  # (B,heads,N,head_dim)
+        if self.stride is None:
+            return self._turn(x)
+        grouped = x.unflatten(2, (-1, self.stride))
+        return torch.cat([self._turn(grouped[:, :, :, :1]), grouped[:, :, :, 1:]], dim=3).flatten(2, 3)
+
+    def _turn(self, x: Tensor) -> Tensor:
+        first_y, second_y, first_x, second_x = x.chunk(4, dim=-1)
+        partner = torch.cat([-second_y, first_y, -second_x, first_x], dim=-1)
+        return x * self.cos.to(x.dtype) + partner * self.sin.to(x.dtype)

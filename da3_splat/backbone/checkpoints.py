@@ -1,0 +1,136 @@
+"""Reading weights: the released files by their published keys, ours by the same keys. Strict, and never a pickle."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+HEAD_PREFIX = "gs_head."  # the Gaussian head's keys in a released file; a bare backbone leaves them alone
+LICENSES = {
+    "da3-giant": "CC BY-NC 4.0",
+    "da3-large": "CC BY-NC 4.0",
+    "da3nested-giant-large": "CC BY-NC 4.0",
+}
+INDEX_NAME = "model.safetensors.index.json"
+
+
+def load_checkpoint(network: nn.Module, source: str | Path | Mapping[str, Tensor], revision: str | None = None) -> None:
+    """Fill a DA3 network (or a whole `Da3Splat`) from a safetensors file, a folder of shards, a hub id or a state dict.
+
+    Keys must match exactly, up to what the released files are known to vary in: the `model.` prefix, the ray branch's
+    unused levels, the LayerNorm that its levels share (stored once or four times), and the Gaussian head's keys on a
+    network that has none. Half-precision tensors are cast to the network's dtype. Raises ValueError with the missing and unexpected keys.
+    """
+    state = dict(source) if isinstance(source, Mapping) else read_safetensors(resolve(source, revision))
+    label = "state dict" if isinstance(source, Mapping) else str(source)
+    expected = network.state_dict()
+    found = released_to_ours(state, keep_gaussian_head=any(HEAD_PREFIX in key for key in expected))
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        raise ValueError(
+            f"{label}: not a checkpoint of this network; missing keys: {_listed(missing)}; "
+            f"unexpected keys: {_listed(unexpected)}"
+        )
+    for key, value in found.items():
+        if value.shape != expected[key].shape:
+            raise ValueError(
+                f"{label}: {key}: expected shape {tuple(expected[key].shape)}, got {tuple(value.shape)}"
+            )
+    network.load_state_dict(found)
+
+
+def released_to_ours(state: Mapping[str, Tensor], keep_gaussian_head: bool = True) -> dict[str, Tensor]:
+    """Our keys for a released state dict (ours pass through unchanged); see `load_checkpoint` for what is dropped."""
+    ours = {}
+    for key, value in state.items():
+        renamed = our_key(key)
+        if renamed is None or (not keep_gaussian_head and HEAD_PREFIX in renamed):
+            continue
+        if renamed in ours and re.search(r"output_conv2_aux\.0\.2\.", key):
+            continue  # level 3 came first and is the one in use
+        ours[renamed] = value
+    return ours
+
+
+def our_key(key: str) -> str | None:
+    """Our name of a released key, None for weights that no output depends on."""
+    key = key.removeprefix("model.").replace("backbone.pretrained.", "backbone.")
+    shared_norm = re.sub(r"output_conv2_aux\.[0-3]\.2\.(weight|bias)$", r"output_conv2_aux.2.\1", key)
+    if shared_norm != key:
+        return shared_norm
+    level = re.search(r"output_conv[12]_aux\.([0-3])\.(\d)\.(weight|bias)$", key)
+    if level and level[1] != "3":
+        return None
+    return re.sub(r"(output_conv[12]_aux)\.3\.(\d)\.(weight|bias)$", r"\1.\2.\3", key)
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of all shards that a `model.safetensors.index.json` names."""
+    if path.name == INDEX_NAME:
+        try:
+            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+        except (json.JSONDecodeError, KeyError, UnicodeDecodeError, AttributeError, TypeError) as error:
+            raise ValueError(f"{path}: not a safetensors index ({error})") from error
+        if any(Path(shard).name != shard for shard in shards):
+            raise ValueError(f"{path}: a shard lies outside the folder of the index")
+        return {key: value for shard in shards for key, value in read_safetensors(path.parent / shard).items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such checkpoint") from None
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error}); pickles are never opened") from error
+
+
+def resolve(source: str | Path, revision: str | None = None) -> Path:
+    """The local file behind a path, a folder or a hub id such as depth-anything/DA3-LARGE-1.1 (downloaded once)."""
+    path = Path(source)
+    if path.is_dir():
+        candidates = [path / INDEX_NAME, path / "model.safetensors"]
+        for candidate in candidates:
+            if candidate.is_file():
+                return candidate
+        raise ValueError(f"{path}: expected {' or '.join(c.name for c in candidates)} in this folder")
+    if path.is_file():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in (".safetensors", ".pt", ".pth", ".ckpt"):
+        raise ValueError(f"{source}: no such checkpoint file, and not a hub id (owner/name)")
+    return _download(str(source), revision)
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(hub_id, "model.safetensors", revision=revision))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(f"{hub_id}: the model hub cannot be reached and the file is not in its cache") from error
+    except EntryNotFoundError:
+        index = Path(hf_hub_download(hub_id, INDEX_NAME, revision=revision))
+        for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+            hf_hub_download(hub_id, shard, revision=revision)
+        return index
+    except (HfHubHTTPError, OSError) as error:
+        raise ValueError(f"{hub_id}: cannot be downloaded from the model hub ({error})") from error
+
+
+def preset_of(hub_id: str) -> str | None:
+    """The preset that a released name such as depth-anything/DA3-LARGE-1.1 stands for, None if it is not one."""
+    name = hub_id.rsplit("/", 1)[-1].lower()
+    name = re.sub(r"-\d+(\.\d+)*$", "", name)
+    from da3_splat.backbone.presets import preset_names
+
+    return name if name in preset_names() else None
+
+
+def _listed(keys: list[str], shown: int = 8) -> str:
+    if not keys:
+        return "none"
+    return ", ".join(keys[:shown]) + (f" and {len(keys) - shown} more" if len(keys) > shown else "")

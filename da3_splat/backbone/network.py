@@ -1,0 +1,218 @@
+"""Depth Anything 3: images (and cameras, where known) -> Geometry.
+
+    images (B,S,3,H,W) in [0,1] --- ImageNet normalisation ---> vision transformer
+    cameras (optional) --- camera encoder ---> camera tokens ---^   |
+                                                                    |-- 4 tapped features --> dual DPT: depth, rays
+                                                                    '-- camera tokens ------> camera head: cameras
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from da3_splat.backbone.camera import CameraDecoder, CameraEncoder
+from da3_splat.backbone.dpt import DualDPT, MonocularHead
+from da3_splat.backbone.vision_transformer import VisionTransformer
+from da3_splat.geometry.poses import cameras_from_rays, decode_cameras
+from da3_splat.types import Cameras, Geometry, RayMap
+
+SKY_THRESHOLD = 0.3
+METRIC_FOCAL = 300.0  # the metric model's canonical focal length in pixels (section 4.4)
+VIEWS_PER_CHUNK = 8  # the heads run on so many views at a time, which bounds their memory
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the transformer hands to the heads. taps: 4 x (B,S,P,D), camera_tokens (B,S,D), extra {layer: (B,S,P,dim)}."""
+
+    taps: list[Tensor]
+    camera_tokens: Tensor
+    extra: dict[int, Tensor]
+    height: int
+    width: int
+
+
+class DepthAnything3(nn.Module):
+    """One DA3 network. The any-view models have a camera head and encoder; monocular and metric ones have neither."""
+
+    def __init__(
+        self,
+        backbone: VisionTransformer,
+        head: DualDPT | MonocularHead,
+        camera_decoder: CameraDecoder | None = None,
+        camera_encoder: CameraEncoder | None = None,
+    ):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+        self.cam_dec, self.cam_enc = camera_decoder, camera_encoder
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
+
+    @property
+    def predicts_cameras(self) -> bool:
+        return self.cam_dec is not None
+
+    def forward(
+        self,
+        images: Tensor,
+        cameras: Cameras | None = None,
+        reference_view: str | int = "saddle_balanced",
+        pose_from: str = "camera_head",
+        rays: bool = False,
+    ) -> Geometry:
+        """Geometry of S views. images (B,S,3,H,W) in [0,1], H and W multiples of 14.
+
+        `cameras` go to the camera encoder as they are (NaN poses: not known); what comes back is the network's own
+        prediction. Without cameras and with three or more views, `reference_view` (a strategy's name or an index)
+        defines the world. `pose_from` is "camera_head" or "rays"; `rays` fills `geometry.ray_map`.
+        """
+        features = self.encode(images, cameras, reference_view)
+        return self.decode(features, pose_from, rays)
+
+    def encode(
+        self,
+        images: Tensor,
+        cameras: Cameras | None = None,
+        reference_view: str | int = "saddle_balanced",
+        extra_layers: tuple[int, ...] = (),
+    ) -> Features:
+        """Run the transformer once; the heads of this network and others decode from its features."""
+        tokens = None
+        if cameras is not None:
+            if self.cam_enc is None:
+                raise ValueError("cameras: expected None, this model takes no cameras")
+            tokens = self.cam_enc(cameras)
+        taps, camera_tokens, extra = self.backbone(self.normalise(images), tokens, reference_view, extra_layers)
+        return Features(taps, camera_tokens, extra, *images.shape[-2:])
+
+    def normalise(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+    def decode(self, features: Features, pose_from: str = "camera_head", rays: bool = False) -> Geometry:
+        """Heads on features: depth and confidence always, rays only if wanted, cameras from head or rays."""
+        if pose_from not in ("camera_head", "rays"):
+            raise ValueError(f"pose_from: expected camera_head or rays, got {pose_from!r}")
+        height, width = features.height, features.width
+        rays = rays or pose_from == "rays"
+        device_type = features.camera_tokens.device.type
+        # As released, the heads of a half-precision pass run in float32; training lets autocast have them, too.
+        exact = nullcontext() if self.training else torch.autocast(device_type, enabled=False)
+        with exact:
+            maps = run_in_chunks(
+                lambda taps: self.head([tap.to(self.head_dtype) for tap in taps], height, width, rays), features.taps
+            )
+            if not self.predicts_cameras:
+                return fill_sky(Geometry(depth=maps["depth"]), maps["sky"])
+            encoding = self.cam_dec(features.camera_tokens.to(self.head_dtype)).float()
+        ray_map = None
+        if rays:
+            directions, origins = maps["ray"].split(3, dim=-1)
+            ray_map = RayMap(directions=directions, origins=origins, confidence=maps["ray_confidence"])
+        if pose_from == "rays":
+            cameras = cameras_from_rays(ray_map, height, width)
+        else:
+            cameras = decode_cameras(encoding, height, width)
+        return Geometry(
+            depth=maps["depth"],
+            confidence=maps["confidence"],
+            cameras=cameras,
+            ray_map=ray_map,
+            camera_encoding=encoding,
+        )
+
+    @property
+    def head_dtype(self) -> torch.dtype:
+        return self.head.scratch.output_conv1.weight.dtype
+
+
+class NestedDepthAnything3(nn.Module):
+    """The any-view model scaled to metres by the metric model (DA3NESTED)."""
+
+    def __init__(self, anyview: DepthAnything3, metric: DepthAnything3):
+        super().__init__()
+        self.da3, self.da3_metric = anyview, metric
+
+    predicts_cameras = True
+
+    def forward(self, images: Tensor, cameras: Cameras | None = None, **options) -> Geometry:
+        """As `DepthAnything3.forward`; depth and cameras in metres, sky far away, `metric_scale` (B,) says the factor."""
+        geometry = self.da3(images, cameras, **options)
+        return self.to_metres(geometry, images)
+
+    def to_metres(self, geometry: Geometry, images: Tensor) -> Geometry:
+        """Scale `geometry` of the any-view branch (B,S) so that it fits the metric branch's depth of `images`."""
+        metric = self.da3_metric(images)
+        focal = geometry.cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2].mean(dim=-1)
+        metric_depth = metric.depth * (focal / METRIC_FOCAL)[..., None, None]
+        scales = [
+            _metric_scale(*item)
+            for item in zip(geometry.depth, geometry.confidence, metric_depth, metric.sky)
+        ]
+        return scale_to_metres(geometry, torch.stack(scales), metric.sky)
+
+
+def scale_to_metres(geometry: Geometry, scale: Tensor, sky: Tensor) -> Geometry:
+    """Depth, camera positions and ray origins times scale (B,); sky at most 200 m away with confidence 1."""
+    depth = geometry.depth * scale[:, None, None, None]
+    world_to_camera = geometry.cameras.world_to_camera.clone()
+    world_to_camera[..., :3, 3] *= scale[:, None, None]
+    ray_map = geometry.ray_map
+    if ray_map is not None:
+        ray_map = replace(ray_map, origins=ray_map.origins * scale[:, None, None, None, None])
+    far = torch.stack([_far_depth(d[~s]).clamp_max(200) if (~s).any() else d.new_tensor(200.0) for d, s in zip(depth, sky)])
+    return replace(
+        geometry,
+        depth=torch.where(sky, far[:, None, None, None], depth),
+        confidence=torch.where(sky, torch.ones_like(depth), geometry.confidence),
+        cameras=replace(geometry.cameras, world_to_camera=world_to_camera),
+        ray_map=ray_map,
+        sky=sky,
+        metric_scale=scale,
+    )
+
+
+def _metric_scale(depth: Tensor, confidence: Tensor, metric_depth: Tensor, sky: Tensor) -> Tensor:
+    """Least-squares factor from depth to metric depth (S,H,W) where the confident half of the non-sky pixels is."""
+    ground = ~sky
+    if ground.sum() <= 10:
+        raise ValueError("metric scale: expected more than 10 pixels that are not sky, cannot fix the scale")
+    confident = confidence >= torch.quantile(_thinned(confidence[ground]), 0.5)
+    used = confident & ground & (metric_depth > 1e-2) & (depth > 1e-3)
+    return (metric_depth[used] * depth[used]).sum() / depth[used].square().sum().clamp_min(1e-12)
+
+
+def fill_sky(geometry: Geometry, sky_score: Tensor) -> Geometry:
+    """Put sky (score >= 0.3) of each scene at the 99th percentile of its other depths.
+
+    Left alone where one of the two has ten pixels or fewer.
+    """
+    sky = sky_score >= SKY_THRESHOLD
+    depth = geometry.depth.clone()
+    for item in range(depth.shape[0]):
+        if sky[item].sum() > 10 and (~sky[item]).sum() > 10:
+            depth[item][sky[item]] = _far_depth(depth[item][~sky[item]])
+    return replace(geometry, depth=depth, sky=sky)
+
+
+def _far_depth(depth: Tensor) -> Tensor:
+    return torch.quantile(_thinned(depth), 0.99)
+
+
+def _thinned(values: Tensor, limit: int = 4_000_000) -> Tensor:
+    """Every n-th value, so that torch.quantile (16 M values at most) takes it; the same ones every time."""
+    return values.flatten()[:: -(-values.numel() // limit)]
+
+
+def run_in_chunks(head, taps: list[Tensor]) -> dict[str, Tensor]:
+    """Call `head` on VIEWS_PER_CHUNK views of taps 4 x (B,S,P,D) at a time; its maps (N,...) come back as (B,S,...)."""
+    batch, views = taps[0].shape[:2]
+    flat = [tap.flatten(0, 1) for tap in taps]
+    parts = [
+        head([tap[start : start + VIEWS_PER_CHUNK] for tap in flat]) for start in range(0, batch * views, VIEWS_PER_CHUNK)
+    ]
+    joined = parts[0] if len(parts) == 1 else {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    return {k: v.unflatten(0, (batch, views)) for k, v in joined.items()}

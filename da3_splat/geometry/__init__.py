@@ -1,0 +1,1 @@
+"""Cameras, rays and similarities: pure functions on tensors, nothing learned."""

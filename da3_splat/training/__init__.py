@@ -1,0 +1,1 @@
+"""Training of the geometry network and of the Gaussian head."""

@@ -1,0 +1,243 @@
+"""The whole domain in seven records. Letters: B batch, S source views, V target views, N Gaussians, K SH bases.
+
+Axes are OpenCV's (x right, y down, z forward), the stored pose is `world_to_camera`, intrinsics are in pixels with
+pixel centres at +0.5, depth is z-depth, quaternions are wxyz and Gaussians hold post-activation values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+
+def _check_shape(owner: str, name: str, value: Tensor, *shape: int | None) -> None:
+    """Raise unless `value` has `shape`; None stands for any size."""
+    fits = value.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, value.shape))
+    if not fits:
+        expected = "(" + ", ".join("*" if size is None else str(size) for size in shape) + ")"
+        raise ValueError(f"{owner}.{name}: expected shape {expected}, got {tuple(value.shape)}")
+
+
+class _Record:
+    """What all records share: moving every tensor (and record) they hold."""
+
+    def to(self, *args, **kwargs):
+        """The same record with every tensor moved or cast as by `Tensor.to`."""
+        moved = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, (Tensor, _Record)):
+                moved[item.name] = value.to(*args, **kwargs)
+        return replace(self, **moved)
+
+    def detach(self):
+        """The same record cut off from autograd."""
+        cut = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, (Tensor, _Record)):
+                cut[item.name] = value.detach()
+        return replace(self, **cut)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cameras(_Record):
+    """Pinhole cameras. world_to_camera (B,V,4,4), intrinsics (B,V,3,3) in pixels of a height x width image."""
+
+    world_to_camera: Tensor
+    intrinsics: Tensor
+    height: int
+    width: int
+
+    def __post_init__(self):
+        _check_shape("Cameras", "world_to_camera", self.world_to_camera, None, None, 4, 4)
+        batch, views = self.world_to_camera.shape[:2]
+        _check_shape("Cameras", "intrinsics", self.intrinsics, batch, views, 3, 3)
+
+    @property
+    def camera_to_world(self) -> Tensor:
+        """(B,V,4,4), the rigid inverse of `world_to_camera`."""
+        rotation = self.world_to_camera[..., :3, :3].transpose(-1, -2)
+        translation = -rotation @ self.world_to_camera[..., :3, 3:]
+        bottom = self.world_to_camera[..., 3:, :]
+        return torch.cat([torch.cat([rotation, translation], dim=-1), bottom], dim=-2)
+
+    @property
+    def centers(self) -> Tensor:
+        """(B,V,3), camera positions in the world."""
+        return self.camera_to_world[..., :3, 3]
+
+    def resized(self, height: int, width: int) -> Cameras:
+        """The same cameras for the image scaled to height x width."""
+        scale = self.intrinsics.new_tensor([width / self.width, height / self.height, 1.0])
+        return replace(self, intrinsics=self.intrinsics * scale[:, None], height=height, width=width)
+
+    def cropped(self, top: int, left: int, height: int, width: int) -> Cameras:
+        """The same cameras for the window height x width whose upper left pixel is (top, left)."""
+        shift = torch.zeros_like(self.intrinsics)
+        shift[..., 0, 2], shift[..., 1, 2] = left, top
+        return replace(self, intrinsics=self.intrinsics - shift, height=height, width=width)
+
+    def select(self, views) -> Cameras:
+        """The cameras of the given view indices (list, slice or index tensor)."""
+        return replace(self, world_to_camera=self.world_to_camera[:, views], intrinsics=self.intrinsics[:, views])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views(_Record):
+    """Pictures that go in. images (B,S,3,H,W) in [0,1]; cameras of the same size or None.
+
+    `points` (P,3) and `point_colors` (P,3) in [0,1] are a sparse cloud in the frame of the cameras, where the input
+    brought one (batch size 1). `names` are the S file names.
+    """
+
+    images: Tensor
+    cameras: Cameras | None = None
+    names: tuple[str, ...] = ()
+    points: Tensor | None = None
+    point_colors: Tensor | None = None
+
+    def __post_init__(self):
+        _check_shape("Views", "images", self.images, None, None, 3, None, None)
+        if self.cameras is not None:
+            _check_shape("Views", "cameras.world_to_camera", self.cameras.world_to_camera, *self.images.shape[:2], 4, 4)
+            if (self.cameras.height, self.cameras.width) != tuple(self.images.shape[-2:]):
+                raise ValueError(
+                    f"Views.cameras: expected cameras of {self.images.shape[-2]}x{self.images.shape[-1]} images, "
+                    f"got {self.cameras.height}x{self.cameras.width}"
+                )
+
+    def select(self, views) -> Views:
+        """The views of the given indices; the sparse points stay."""
+        names = tuple(self.names[i] for i in torch.arange(self.images.shape[1])[views].tolist()) if self.names else ()
+        cameras = None if self.cameras is None else self.cameras.select(views)
+        return replace(self, images=self.images[:, views], cameras=cameras, names=names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayMap(_Record):
+    """Rays in the world, not normalised: point = origin + depth * direction. directions, origins (B,S,h,w,3)."""
+
+    directions: Tensor
+    origins: Tensor
+    confidence: Tensor | None = None
+
+    def __post_init__(self):
+        _check_shape("RayMap", "directions", self.directions, None, None, None, None, 3)
+        _check_shape("RayMap", "origins", self.origins, *self.directions.shape)
+        if self.confidence is not None:
+            _check_shape("RayMap", "confidence", self.confidence, *self.directions.shape[:-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry(_Record):
+    """What the backbone says of S views: z-depth and its confidence (B,S,H,W), cameras, rays, sky (B,S,H,W) bool.
+
+    `camera_encoding` (B,S,9) is the camera head's raw answer (translation, quaternion xyzw, field of view), for losses.
+    `metric_scale` (B,) is what a nested model multiplied its any-view branch by to reach metres.
+    """
+
+    depth: Tensor
+    confidence: Tensor | None = None
+    cameras: Cameras | None = None
+    ray_map: RayMap | None = None
+    sky: Tensor | None = None
+    camera_encoding: Tensor | None = None
+    metric_scale: Tensor | None = None
+
+    def __post_init__(self):
+        _check_shape("Geometry", "depth", self.depth, None, None, None, None)
+        for name in ("confidence", "sky"):
+            if getattr(self, name) is not None:
+                _check_shape("Geometry", name, getattr(self, name), *self.depth.shape)
+
+    def points(self) -> Tensor:
+        """The point cloud (B,S,H,W,3) in the world: origin + depth * direction of the cameras' rays."""
+        from da3_splat.geometry.projection import unproject
+
+        if self.cameras is None:
+            raise ValueError("Geometry.points: expected cameras, got None (a monocular model predicts none)")
+        return unproject(self.depth, self.cameras)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussians(_Record):
+    """N Gaussians in the world: means (B,N,3), quats (B,N,4) wxyz, scales (B,N,3) > 0, opacities (B,N) in [0,1],
+    sh (B,N,K,3). Optional: confidence (B,N), source_view (B,N) int, mask (B,N) bool (False = padding)."""
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    sh: Tensor
+    confidence: Tensor | None = None
+    source_view: Tensor | None = None
+    mask: Tensor | None = None
+
+    def __post_init__(self):
+        _check_shape("Gaussians", "means", self.means, None, None, 3)
+        batch, count = self.means.shape[:2]
+        _check_shape("Gaussians", "quats", self.quats, batch, count, 4)
+        _check_shape("Gaussians", "scales", self.scales, batch, count, 3)
+        _check_shape("Gaussians", "opacities", self.opacities, batch, count)
+        _check_shape("Gaussians", "sh", self.sh, batch, count, None, 3)
+        if self.sh.shape[2] not in (1, 4, 9, 16, 25):
+            raise ValueError(f"Gaussians.sh: expected 1, 4, 9, 16 or 25 bases, got {self.sh.shape[2]}")
+        for name in ("confidence", "source_view", "mask"):
+            if getattr(self, name) is not None:
+                _check_shape("Gaussians", name, getattr(self, name), batch, count)
+
+    @property
+    def sh_degree(self) -> int:
+        return int(self.sh.shape[2] ** 0.5) - 1
+
+    def select(self, index: Tensor) -> Gaussians:
+        """The Gaussians of a boolean or integer index over N (the same one for every batch item)."""
+        picked = {
+            item.name: getattr(self, item.name)[:, index]
+            for item in fields(self)
+            if getattr(self, item.name) is not None
+        }
+        return replace(self, **picked)
+
+    @staticmethod
+    def concatenate(parts: list[Gaussians]) -> Gaussians:
+        """All Gaussians of `parts` one after the other; an optional field must be set in all or in none."""
+        joined = {}
+        for item in fields(Gaussians):
+            values = [getattr(part, item.name) for part in parts]
+            present = [value is not None for value in values]
+            if any(present) and not all(present):
+                raise ValueError(f"Gaussians.concatenate: {item.name} is set in some parts and missing in others")
+            joined[item.name] = torch.cat(values, dim=1) if all(present) else None
+        return Gaussians(**joined)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering(_Record):
+    """Pictures that come out: color (B,V,3,H,W), expected depth (B,V,H,W), alpha (B,V,H,W)."""
+
+    color: Tensor
+    depth: Tensor
+    alpha: Tensor
+
+    def __post_init__(self):
+        _check_shape("Rendering", "color", self.color, None, None, 3, None, None)
+        batch, views, _, height, width = self.color.shape
+        _check_shape("Rendering", "depth", self.depth, batch, views, height, width)
+        _check_shape("Rendering", "alpha", self.alpha, batch, views, height, width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene(_Record):
+    """A reconstruction: what the network saw, the Gaussians, the cameras of the input views, all in one frame.
+
+    `report` says how it was made: times in seconds, counts, where the scale and the poses came from.
+    """
+
+    geometry: Geometry
+    gaussians: Gaussians
+    cameras: Cameras
+    report: dict[str, object] = field(default_factory=dict)

@@ -29,7 +29,9 @@ def load_checkpoint(network: nn.Module, source: str | Path | Mapping[str, Tensor
     state = dict(source) if isinstance(source, Mapping) else read_safetensors(resolve(source, revision))
     label = "state dict" if isinstance(source, Mapping) else str(source)
     expected = network.state_dict()
-    found = released_to_ours(state, keep_gaussian_head=any(HEAD_PREFIX in key for key in expected))
+    found = released_to_ours(state, keep_gaussian_head=any(key.startswith(HEAD_PREFIX) for key in expected))
+    if any(key.startswith("network.") for key in expected):  # a backbone inside a Da3Splat
+        found = {key if key.startswith(HEAD_PREFIX) else f"network.{key}": value for key, value in found.items()}
     missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or unexpected:
         raise ValueError(
@@ -49,7 +51,7 @@ def released_to_ours(state: Mapping[str, Tensor], keep_gaussian_head: bool = Tru
     ours = {}
     for key, value in state.items():
         renamed = our_key(key)
-        if renamed is None or (not keep_gaussian_head and HEAD_PREFIX in renamed):
+        if renamed is None or (not keep_gaussian_head and renamed.startswith(HEAD_PREFIX)):
             continue
         if renamed in ours and re.search(r"output_conv2_aux\.0\.2\.", key):
             continue  # level 3 came first and is the one in use
@@ -60,6 +62,7 @@ def released_to_ours(state: Mapping[str, Tensor], keep_gaussian_head: bool = Tru
 def our_key(key: str) -> str | None:
     """Our name of a released key, None for weights that no output depends on."""
     key = key.removeprefix("model.").replace("backbone.pretrained.", "backbone.")
+    key = key.removeprefix("da3.") if key.startswith("da3." + HEAD_PREFIX) else key  # the nested model's
     shared_norm = re.sub(r"output_conv2_aux\.[0-3]\.2\.(weight|bias)$", r"output_conv2_aux.2.\1", key)
     if shared_norm != key:
         return shared_norm

@@ -32,6 +32,7 @@ class Features:
     taps: list[Tensor]
     camera_tokens: Tensor
     extra: dict[int, Tensor]
+    reference: Tensor  # (B) the view that defines the world
     height: int
     width: int
 
@@ -86,8 +87,8 @@ class DepthAnything3(nn.Module):
             if self.cam_enc is None:
                 raise ValueError("cameras: expected None, this model takes no cameras")
             tokens = self.cam_enc(cameras)
-        taps, camera_tokens, extra = self.backbone(self.normalise(images), tokens, reference_view, extra_layers)
-        return Features(taps, camera_tokens, extra, *images.shape[-2:])
+        answer = self.backbone(self.normalise(images), tokens, reference_view, extra_layers)
+        return Features(*answer, *images.shape[-2:])
 
     def normalise(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -137,6 +138,15 @@ class NestedDepthAnything3(nn.Module):
         self.da3, self.da3_metric = anyview, metric
 
     predicts_cameras = True
+
+    @property
+    def encode(self):
+        return self.da3.encode
+
+    @property
+    def decode(self):
+        """The any-view branch alone; `to_metres` scales what it says."""
+        return self.da3.decode
 
     def forward(self, images: Tensor, cameras: Cameras | None = None, **options) -> Geometry:
         """As `DepthAnything3.forward`; depth and cameras in metres, sky far away, `metric_scale` (B,) says the factor."""

@@ -53,12 +53,12 @@ class VisionTransformer(nn.Module):
         camera_tokens: Tensor | None = None,
         reference_view: str | int = "saddle_balanced",
         extra_layers: tuple[int, ...] = (),
-    ) -> tuple[list[Tensor], Tensor, dict[int, Tensor]]:
-        """Tapped patch features, camera tokens of the last tap, and the normalised patch tokens of `extra_layers`.
+    ) -> tuple[list[Tensor], Tensor, dict[int, Tensor], Tensor]:
+        """Tapped patch features, camera tokens of the last tap, the normalised patch tokens of `extra_layers`, the reference views.
 
         images (B,S,3,H,W), ImageNet-normalised, H and W multiples of 14. camera_tokens (B,S,dim) replace the learned
         ones; NaN rows stand for views whose camera is not known, which get the learned token of a source view.
-        Returns [(B,S,P,D)] in the order of the input views, (B,S,D), {layer: (B,S,P,dim)}.
+        Returns [(B,S,P,D)] in the order of the input views, (B,S,D), {layer: (B,S,P,dim)} and the reference views (B).
         """
         batch, views, _, height, width = images.shape
         rows, columns = height // PATCH, width // PATCH
@@ -88,7 +88,8 @@ class VisionTransformer(nn.Module):
         camera = tokens[:, :, 0]
         if self.alternate_from is not None:
             camera = torch.cat([local_tokens[:, :, 0], camera], dim=-1)
-        return features, restore_order(camera, order), extra
+        reference = torch.zeros(batch, dtype=torch.long, device=images.device) if order is None else order
+        return features, restore_order(camera, order), extra, reference
 
     def _chooses_reference_before(self, index: int) -> bool:
         return self.alternate_from is not None and index == self.alternate_from - 1

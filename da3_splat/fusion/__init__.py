@@ -1,0 +1,1 @@
+"""Gaussians of many views -> fewer, better ones."""

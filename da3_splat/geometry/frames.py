@@ -1,0 +1,38 @@
+"""Moving cameras between frames: the user's, the network's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from da3_splat.types import Cameras
+
+
+def relative_to_first(cameras: Cameras) -> Cameras:
+    """The same cameras in a world where the first one is the origin."""
+    return replace(cameras, world_to_camera=cameras.world_to_camera @ cameras.camera_to_world[:, :1])
+
+
+def scaled(cameras: Cameras, scale: Tensor) -> Cameras:
+    """Camera positions times scale (B)."""
+    factor = torch.ones_like(cameras.world_to_camera)
+    factor[..., :3, 3] = scale[:, None, None]
+    return replace(cameras, world_to_camera=cameras.world_to_camera * factor)
+
+
+def cameras_for_encoder(cameras: Cameras) -> Cameras:
+    """Given cameras as DA3's encoder wants them: relative to the first, median distance 1 (at least 0.1 is divided by)."""
+    cameras = relative_to_first(cameras)
+    distance = cameras.centers.norm(dim=-1).median(dim=1).values.clamp_min(0.1)
+    return scaled(cameras, 1 / distance)
+
+
+def baseline_scale(source: Cameras, target: Cameras) -> Tensor:
+    """Factor (B) from distances between camera positions in `source` to those in `target`, over all pairs; NaN where
+    the positions of either coincide (or there is one camera)."""
+    first, second = (torch.cdist(c.centers.double(), c.centers.double()).flatten(1) for c in (source, target))
+    moved = (first.amax(dim=1) > 1e-9) & (second.amax(dim=1) > 1e-9)
+    factor = (first * second).sum(dim=1) / first.square().sum(dim=1).clamp_min(1e-30)
+    return torch.where(moved, factor, torch.full_like(factor, float("nan"))).to(source.intrinsics.dtype)

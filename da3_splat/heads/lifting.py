@@ -1,0 +1,120 @@
+"""Raw maps of the pixel head -> Gaussians in the world: every activation and every frame change of the head is here.
+
+A raw pixel (R = 11 + 3 K) is: offset in the picture 2, scale 3, quaternion 4, SH 3 K (all of red, green, blue), depth
+offset 1, opacity 1. Two sets of rules read it: `lift` (ours: exact, unprojection is point = origin + depth * direction)
+and `lift_released` (what the released Giant weights were trained with).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from da3_splat.geometry.alignment import umeyama
+from da3_splat.geometry.projection import inverse_intrinsics, pixel_grid
+from da3_splat.geometry.rotations import matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
+from da3_splat.spherical_harmonics import rgb_to_dc, rotate_sh
+from da3_splat.types import Cameras, Gaussians, Geometry
+
+FOOTPRINT = 0.6  # standard deviation of an untrained head's Gaussian, in pixels
+START_OPACITY = 2.5  # logit of an untrained head's opacity
+RELEASED_SCALES = (1e-5, 30.0)
+
+
+def raw_channels(sh_degree: int) -> int:
+    return 11 + 3 * (sh_degree + 1) ** 2
+
+
+def lift(raw: Tensor, images: Tensor, geometry: Geometry) -> Gaussians:
+    """Gaussians (B,S*H*W) of raw maps (B,S,H,W,R) by our rules; raw = 0 is naive lifting of the pictures (B,S,3,H,W).
+
+    The mean lies on the ray through the pixel, moved by at most a pixel, at depth * exp(raw / 10); sizes are multiples of what a
+    pixel covers at that depth; colour is the pixel's plus a correction, opacity starts at 0.92.
+    """
+    cameras = geometry.cameras
+    batch, views, height, width, _ = raw.shape
+    offset, scale, turn, sh, depth_offset, opacity = raw.float().split([2, 3, 4, raw.shape[-1] - 11, 1, 1], dim=-1)
+    depth = geometry.depth[..., None] * torch.exp(0.1 * depth_offset.clamp(-10, 10))
+    means, footprint = _unproject_with_offset(depth, offset.tanh(), cameras)
+    scales = footprint * FOOTPRINT * torch.exp(scale.clamp(-4, 4))
+    camera_turn = matrix_to_quaternion(cameras.camera_to_world[..., :3, :3])[:, :, None, None]
+    quats = normalize(turn + turn.new_tensor([1.0, 0, 0, 0]), dim=-1)
+    quats = quaternion_multiply(camera_turn.expand_as(quats), quats)
+    sh = sh.unflatten(-1, (3, -1)).transpose(-1, -2) * _band_damping(sh.shape[-1] // 3, like=sh)[:, None]
+    pixel_color = rgb_to_dc(images.float()).permute(0, 1, 3, 4, 2)[..., None, :]
+    sh = torch.cat([sh[..., :1, :] + pixel_color, sh[..., 1:, :]], dim=-2)
+    sh = rotate_sh(sh, cameras.camera_to_world[:, :, None, None, :3, :3].float())
+    view = torch.arange(views, device=raw.device)[None, :, None, None].expand(batch, views, height, width)
+    return Gaussians(
+        means=means.flatten(1, 3),
+        quats=quats.flatten(1, 3),
+        scales=scales.flatten(1, 3),
+        opacities=torch.sigmoid(opacity + START_OPACITY).flatten(1),
+        sh=sh.flatten(1, 3),
+        confidence=None if geometry.confidence is None else geometry.confidence.flatten(1),
+        source_view=view.flatten(1),
+    )
+
+
+def _unproject_with_offset(depth: Tensor, offset: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """World points (B,S,H,W,3) of pixels moved by `offset` (B,S,H,W,2), and the width of a pixel there (B,S,H,W,1)."""
+    height, width = depth.shape[2:4]
+    cameras = cameras.resized(height, width)
+    pixels = pixel_grid(height, width, depth)
+    pixels = torch.cat([pixels[..., :2] + offset, pixels[..., 2:].expand(*offset.shape[:-1], 1)], dim=-1)
+    camera_to_world = cameras.camera_to_world
+    matrix = camera_to_world[..., :3, :3] @ inverse_intrinsics(cameras.intrinsics)
+    points = torch.einsum("bsij,bshwj->bshwi", matrix, pixels) * depth + camera_to_world[:, :, None, None, :3, 3]
+    per_pixel = (1 / cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]).mean(dim=-1)
+    return points, depth * per_pixel[:, :, None, None, None]
+
+
+def _band_damping(bases: int, like: Tensor) -> Tensor:
+    """(K): 1 for the constant, 0.1 / 4^l for degree l, so that view dependence starts small."""
+    degree = torch.arange(bases).sqrt().floor()
+    return torch.where(degree == 0, 1.0, 0.1 * 0.25**degree).to(like)
+
+
+def lift_released(raw: Tensor, geometry: Geometry, given: Cameras | None = None) -> Gaussians:
+    """Gaussians (B,S*H*W) of raw maps (B,S,H,W,38) by the rules the released Giant weights were trained with.
+
+    They differ from `lift` where the official adapter does: depth multiplies *unit* ray directions, the depth offset is
+    added, sizes run to 30 times a tenth of (1/fx + 1/fy), and the quaternion, reordered to wxyz, then passes through
+    functions that read xyzw. Poses are the predicted ones; `given` cameras only lend their scale, within [1/3, 3].
+    """
+    cameras = geometry.cameras
+    batch, views, height, width, _ = raw.shape
+    offset, scale, turn, sh, depth_offset, opacity = raw.float().split([2, 3, 4, raw.shape[-1] - 11, 1, 1], dim=-1)
+    camera_to_world = cameras.camera_to_world.clone()
+    depth = geometry.depth[..., None] + depth_offset
+    if given is not None:
+        factor = umeyama(given.centers.float(), cameras.centers.float()).scale.clamp(1 / 3, 3)
+        camera_to_world[..., :3, 3] *= factor[:, None, None]
+        depth = depth * factor[:, None, None, None, None]
+    pixels = pixel_grid(height, width, depth)
+    pixels = torch.cat([pixels[..., :2] + offset, pixels[..., 2:].expand(*offset.shape[:-1], 1)], dim=-1)
+    inverse = inverse_intrinsics(cameras.intrinsics)
+    directions = normalize(torch.einsum("bsij,bshwj->bshwi", inverse, pixels), dim=-1)
+    directions = torch.einsum("bsij,bshwj->bshwi", camera_to_world[..., :3, :3], directions)
+    low, high = RELEASED_SCALES
+    spread = 0.1 * (1 / cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]).sum(dim=-1)
+    sizes = (low + (high - low) * scale.sigmoid()) * depth * spread[:, :, None, None, None]
+    turn = turn / (turn.norm(dim=-1, keepdim=True) + 1e-8)
+    # The official code calls the four numbers xyzw, makes them wxyz, and reads that as xyzw: so (z, w, x, y) is the
+    # wxyz of its rotation matrix; the answer's xyzw is then stored as wxyz.
+    turn_wxyz = turn[..., [2, 3, 0, 1]]
+    world = camera_to_world[:, :, None, None, :3, :3] @ quaternion_to_matrix(turn_wxyz)
+    quats = matrix_to_quaternion(world)[..., [1, 2, 3, 0]]
+    sh = sh.unflatten(-1, (3, -1)).transpose(-1, -2) * _band_damping(sh.shape[-1] // 3, like=sh)[:, None]
+    sh = rotate_sh(sh, camera_to_world[:, :, None, None, :3, :3])
+    view = torch.arange(views, device=raw.device)[None, :, None, None].expand(batch, views, height, width)
+    return Gaussians(
+        means=(camera_to_world[:, :, None, None, :3, 3] + directions * depth).flatten(1, 3),
+        quats=quats.flatten(1, 3),
+        scales=sizes.flatten(1, 3),
+        opacities=opacity.sigmoid().flatten(1),
+        sh=sh.flatten(1, 3),
+        confidence=geometry.confidence.flatten(1),
+        source_view=view.flatten(1),
+    )

@@ -1,0 +1,278 @@
+"""Da3Splat: pictures in, a 3D Gaussian scene out. The one place that builds, loads and saves models.
+
+    Views (B,S,3,H,W in [0,1], cameras optional)
+      backbone      -> Geometry(depth, confidence, ray map, cameras) + features
+      Gaussian head -> Gaussians (B, S*H*W)    in the frame of the geometry's cameras
+      fusion        -> Gaussians (B, N)        what nobody sees is dropped
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from da3_splat.backbone.checkpoints import LICENSES, load_checkpoint, preset_of, resolve
+from da3_splat.backbone.network import DepthAnything3, NestedDepthAnything3
+from da3_splat.backbone.presets import NESTED, PRESETS, create_backbone
+from da3_splat.fusion.pruning import prune
+from da3_splat.geometry.alignment import Similarity, transform_cameras, transform_gaussians, umeyama
+from da3_splat.geometry.frames import baseline_scale, cameras_for_encoder
+from da3_splat.geometry.projection import project
+from da3_splat.heads.pixel import PixelHead
+from da3_splat.heads.plain import PlainHead
+from da3_splat.io.files import replacing
+from da3_splat.types import Cameras, Gaussians, Geometry, Scene, Views
+
+EMBEDDED = {"mini": Path(__file__).parent / "weights" / "mini.safetensors"}
+METADATA_KEY = "da3_splat"
+MIN_SPARSE_HITS = 20  # sparse points in the pictures below which they do not fix the scale
+
+
+@dataclass(frozen=True)
+class SplatConfig:
+    """What a checkpoint must say to be rebuilt. head: pixel (trained) or plain (naive lifting, no weights)."""
+
+    preset: str
+    head: str = "plain"
+    rules: str = "exact"
+    sh_degree: int = 0
+    head_features: int = 32
+    head_channels: tuple[int, int, int, int] = (32, 64, 96, 192)
+
+
+class Da3Splat(nn.Module):
+    """A backbone and a Gaussian head."""
+
+    def __init__(self, network: DepthAnything3 | NestedDepthAnything3, gs_head: nn.Module, config: SplatConfig):
+        super().__init__()
+        self.network, self.gs_head, self.config = network, gs_head, config
+
+    def forward(self, images: Tensor, cameras: Cameras | None = None, fuse: bool = False, **options) -> Scene:
+        """One pass in the network's own frame and scale: images (B,S,3,H,W) in [0,1], cameras to condition on.
+
+        The Gaussians are the head's own, one a pixel; `fuse` drops those that nobody sees (batch size 1). `options` are those
+        of the network's forward (reference_view, pose_from, rays).
+        """
+        geometry, features = self._geometry(images, cameras, **options)
+        gaussians = self._lift(features, images, geometry, cameras)
+        return Scene(
+            geometry=self._in_metres(geometry, images),
+            gaussians=prune(gaussians) if fuse else gaussians,
+            cameras=geometry.cameras,
+        )
+
+    @torch.no_grad()
+    def reconstruct(self, views: Views, reference_view: str | int = "saddle_balanced", **options) -> Scene:
+        """A scene (batch size 1) from posed or unposed views.
+
+        Posed views come back in the frame and scale they came in: the cameras are the given ones exactly, and depth is
+        scaled by the sparse points where the views bring some, else by the distances between the cameras. Unposed views
+        have the reference camera at the origin. `report` says where scale and poses came from, and the times.
+        """
+        if views.images.shape[0] != 1:
+            raise ValueError(f"reconstruct: expected one scene, got a batch of {views.images.shape[0]}")
+        if not self.network.predicts_cameras:
+            raise ValueError(f"reconstruct: {self.config.preset} predicts no cameras; take an any-view model")
+        device = next(self.parameters()).device
+        views = views.to(device)
+        began = time.perf_counter()
+        encoder_cameras = None if views.cameras is None else cameras_for_encoder(views.cameras)
+        geometry, features = self._geometry(views.images, encoder_cameras, reference_view=reference_view, **options)
+        geometry = self._in_metres(geometry, views.images)
+        seen = time.perf_counter()
+        report: dict[str, object] = {"poses": "given" if views.cameras is not None else "da3"}
+        predicted = geometry.cameras
+        if views.cameras is not None:
+            geometry, report["scale_source"] = in_user_frame(geometry, views)
+        else:
+            geometry = at_origin(geometry, int(features.reference[0]))
+            report["scale_source"] = "metric model" if geometry.metric_scale is not None else "none"
+        gaussians = self._lift_in(geometry, predicted, features, views)
+        pixels = gaussians.means.shape[1]
+        gaussians = prune(gaussians)
+        report |= {
+            "views": views.images.shape[1],
+            "gaussians": gaussians.means.shape[1],
+            "dropped": pixels - gaussians.means.shape[1],
+            "network_seconds": seen - began,
+            "lifting_seconds": time.perf_counter() - seen,
+        }
+        return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report)
+
+    def _geometry(self, images: Tensor, cameras: Cameras | None, **options):
+        encode_options = {key: options.pop(key) for key in ("reference_view",) if key in options}
+        features = self.network.encode(images, cameras, **encode_options)
+        return self.network.decode(features, **options), features
+
+    def _in_metres(self, geometry: Geometry, images: Tensor) -> Geometry:
+        if isinstance(self.network, NestedDepthAnything3):
+            return self.network.to_metres(geometry, images)
+        return geometry
+
+    def _lift(self, features, images: Tensor, geometry: Geometry, given: Cameras | None) -> Gaussians:
+        """The head's Gaussians; a nested model's are brought to metres with the rest."""
+        gaussians = self.gs_head(features, images, geometry, given)
+        if isinstance(self.network, NestedDepthAnything3):
+            scale = self._in_metres(geometry, images).metric_scale
+            identity = torch.eye(3, device=scale.device).expand(len(scale), 3, 3)
+            gaussians = transform_gaussians(Similarity(scale, identity, scale.new_zeros(len(scale), 3)), gaussians)
+        return gaussians
+
+    def _lift_in(self, geometry: Geometry, predicted: Cameras, features, views: Views) -> Gaussians:
+        """Gaussians in the frame of `geometry`. Released rules hold in the frame the network predicted in only."""
+        if self.gs_head.rules == "exact":
+            return self.gs_head(features, views.images, geometry)
+        own = replace(geometry, cameras=predicted)
+        depth_scale = baseline_scale(predicted, geometry.cameras).nan_to_num(1.0)
+        own = replace(own, depth=geometry.depth / depth_scale[:, None, None, None])
+        gaussians = self.gs_head(features, views.images, own)
+        return transform_gaussians(camera_similarity(predicted, geometry.cameras), gaussians)
+
+
+def camera_similarity(source: Cameras, target: Cameras) -> Similarity:
+    """The similarity (B) that takes camera positions, and points a unit before and beside them, to those of `target`.
+
+    The extra points carry the orientations, so one camera or two are enough.
+    """
+    scale = baseline_scale(source, target).nan_to_num(1.0)
+
+    def markers(cameras: Cameras, unit: Tensor) -> Tensor:
+        matrix = cameras.camera_to_world
+        tips = matrix[..., :3, 3, None] + unit[:, None, None, None] * matrix[..., :3, :3]
+        return torch.cat([cameras.centers, tips.transpose(-1, -2).flatten(1, 2)], dim=1)
+
+    spread = source.centers.std(dim=1).norm(dim=-1).nan_to_num(0.0).clamp_min(0.1)
+    return umeyama(markers(source, spread), markers(target, spread * scale))
+
+
+def in_user_frame(geometry: Geometry, views: Views) -> tuple[Geometry, str]:
+    """`geometry` with the given cameras and its depth in their scale, and what fixed that scale."""
+    predicted, given = geometry.cameras, views.cameras
+    source, scale = "none", None
+    if views.points is not None:
+        hits = sparse_depth_ratios(geometry.depth, views)
+        ratios = torch.cat([ratio for ratio, _, _ in hits])
+        if len(ratios) >= MIN_SPARSE_HITS:
+            source, scale = "sparse points", ratios.median()[None]
+    if scale is None and not bool(baseline_scale(predicted, given).isnan()):
+        source, scale = "camera baselines", baseline_scale(predicted, given)
+    if scale is None:
+        scale = geometry.depth.new_ones(1)
+    depth = geometry.depth * scale[:, None, None, None]
+    return replace(geometry, depth=depth, cameras=given, ray_map=None), source
+
+
+def sparse_depth_ratios(depth: Tensor, views: Views) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For each view: true over predicted depth (P) of the sparse points in its picture, their pixels (P,2), their indices.
+
+    A point that another one hides by more than a fifth, in a neighbourhood of a twentieth of the picture, is left out.
+    """
+    pixels, z = project(views.points, views.cameras)
+    height, width = depth.shape[-2:]
+    answers = []
+    for view in range(depth.shape[1]):
+        x, y = pixels[0, view].unbind(-1)
+        inside = (z[0, view] > 1e-6) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        index = torch.nonzero(inside)[:, 0]
+        cell = (y[index] * 20 / height).long() * 20 + (x[index] * 20 / width).long()
+        nearest = torch.full((400,), float("inf"), device=z.device)
+        nearest = nearest.scatter_reduce(0, cell, z[0, view, index], "amin")
+        index = index[z[0, view, index] <= 1.2 * nearest[cell]]
+        found = depth[0, view, y[index].long(), x[index].long()]
+        answers.append((z[0, view, index] / found, pixels[0, view, index], index))
+    return answers
+
+
+def at_origin(geometry: Geometry, reference: int) -> Geometry:
+    """The same geometry in a world where camera `reference` is the origin."""
+    pose = geometry.cameras.world_to_camera[0, reference]
+    motion = Similarity(pose.new_ones(()), pose[:3, :3], pose[:3, 3])
+    ray_map = geometry.ray_map
+    if ray_map is not None:
+        directions = ray_map.directions @ pose[:3, :3].T
+        ray_map = replace(ray_map, directions=directions, origins=ray_map.origins @ pose[:3, :3].T + pose[:3, 3])
+    return replace(geometry, cameras=transform_cameras(motion, geometry.cameras), ray_map=ray_map)
+
+
+def create_model(preset: str, rules: str = "exact", sh_degree: int | None = None, head: str | None = None) -> Da3Splat:
+    """A model of the named size with fresh weights. `rules="released"` gives it the Giant weights' own Gaussian head."""
+    if rules == "released":
+        config = SplatConfig(preset, "pixel", rules, 2, 256, (256, 512, 1024, 1024))
+    else:
+        size = PRESETS[NESTED[preset][0] if preset in NESTED else preset] if preset in (*PRESETS, *NESTED) else None
+        if size is None:
+            return create_backbone(preset)  # raises, with the list of names
+        config = SplatConfig(
+            preset, head or "pixel", rules, 1 if sh_degree is None else sh_degree, size.features, size.channels
+        )
+    return _build(config)
+
+
+def _build(config: SplatConfig) -> Da3Splat:
+    network = create_backbone(config.preset)
+    if config.head == "plain":
+        return Da3Splat(network, PlainHead(), config)
+    name = NESTED[config.preset][0] if config.preset in NESTED else config.preset
+    head = PixelHead(
+        PRESETS[name].feature_dim, config.head_features, tuple(config.head_channels), config.sh_degree, config.rules
+    )
+    return Da3Splat(network, head, config)
+
+
+def load_model(
+    source: str | Path = "mini", device: str | torch.device = "cpu", preset: str | None = None, revision: str | None = None
+) -> Da3Splat:
+    """A model with weights, ready to reconstruct: `mini` (embedded, needs no network), a file that `save_model` wrote,
+    a released safetensors file (with its `preset`), or a hub id such as depth-anything/DA3-LARGE-1.1.
+
+    Released Giant and Nested files bring their own Gaussian head; other released ones are lifted plainly.
+    """
+    path = EMBEDDED.get(str(source)) or resolve(source, revision)
+    config = _config_of(path)
+    if config is None:
+        preset = preset or preset_of(str(source))
+        if preset is None:
+            raise ValueError(f"{source}: this file does not name its model; say which one with preset=")
+        giant = NESTED.get(preset, (preset,))[0] == "da3-giant"
+        model = create_model(preset, rules="released") if giant else _build(SplatConfig(preset))
+        if preset in LICENSES:
+            print(f"{source}: these weights are licensed {LICENSES[preset]} (no commercial use)")
+    else:
+        model = _build(config)
+    load_checkpoint(model, path)
+    return model.to(device).eval()
+
+
+def save_model(model: Da3Splat, path: str | Path, half: bool = True) -> None:
+    """Write all weights (float16, or float32 if not `half`) and what rebuilds the model, as one safetensors file."""
+    dtype = torch.float16 if half else torch.float32
+    state = {
+        name.removeprefix("network."): value.detach().to("cpu", dtype).contiguous(memory_format=torch.contiguous_format)
+        for name, value in model.state_dict().items()
+    }
+    with replacing(path) as beside:
+        save_file(state, beside, metadata={METADATA_KEY: json.dumps(asdict(model.config))})
+
+
+def _config_of(path: Path) -> SplatConfig | None:
+    if path.suffix == ".json":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = (file.metadata() or {}).get(METADATA_KEY)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error}); pickles are never opened") from error
+    if content is None:
+        return None
+    try:
+        values = json.loads(content)
+        return SplatConfig(**{**values, "head_channels": tuple(values["head_channels"])})
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: its description of the model is not readable ({error})") from error

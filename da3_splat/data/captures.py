@@ -101,10 +101,8 @@ def read_frames(
                 image = undistort(image, camera.intrinsics[0, 0], frame.distortion)
             cameras.append(camera)
         images.append(image)
-    height, width = min(image.shape[1] for image in images), min(image.shape[2] for image in images)
-    corners = [((image.shape[1] - height) // 2, (image.shape[2] - width) // 2) for image in images]
-    images = [image[:, top : top + height, left : left + width] for image, (top, left) in zip(images, corners)]
-    cameras = [camera.cropped(top, left, height, width) for camera, (top, left) in zip(cameras, corners)]
+    images, cameras = to_one_size(images, cameras)
+    height, width = images[0].shape[1:]
     joined = None
     if cameras:
         joined = Cameras(
@@ -120,6 +118,14 @@ def read_frames(
         points=None if points is None else torch.from_numpy(points),
         point_colors=None if colors is None else torch.from_numpy(colors),
     )
+
+
+def to_one_size(images: list[Tensor], cameras: list[Cameras]) -> tuple[list[Tensor], list[Cameras]]:
+    """Pictures (3,H,W) and their cameras (none, or one each) cropped around the centre to the smallest height and width."""
+    height, width = min(image.shape[1] for image in images), min(image.shape[2] for image in images)
+    corners = [((image.shape[1] - height) // 2, (image.shape[2] - width) // 2) for image in images]
+    images = [image[:, top : top + height, left : left + width] for image, (top, left) in zip(images, corners)]
+    return images, [camera.cropped(top, left, height, width) for camera, (top, left) in zip(cameras, corners)]
 
 
 def snapped_size(height: int, width: int, resolution: int) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""The Nerfstudio method `da3-splat`. Nothing outside this folder imports Nerfstudio."""

@@ -1,0 +1,51 @@
+"""The entry point that Nerfstudio loads on every command: a specification, nothing heavy, no logic."""
+
+from __future__ import annotations
+
+import torch
+from nerfstudio.configs.base_config import MachineConfig, ViewerConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig
+from nerfstudio.engine.optimizers import AdamOptimizerConfig
+from nerfstudio.plugins.types import MethodSpecification
+
+from da3_splat.nerfstudio_plugin.datamanager import Da3SplatDatamanagerConfig
+from da3_splat.nerfstudio_plugin.pipeline import Da3SplatPipelineConfig
+from da3_splat.nerfstudio_plugin.schedulers import DecayConfig
+from da3_splat.nerfstudio_plugin.trainer import Da3SplatTrainerConfig
+
+
+def _adam(rate: float, decays: bool = False) -> dict:
+    return {"optimizer": AdamOptimizerConfig(lr=rate, eps=1e-15), "scheduler": DecayConfig() if decays else None}
+
+
+da3_splat_method = MethodSpecification(
+    config=Da3SplatTrainerConfig(
+        method_name="da3-splat",
+        max_num_iterations=3000,
+        steps_per_save=500,
+        steps_per_eval_batch=0,
+        steps_per_eval_image=100,
+        steps_per_eval_all_images=1000,
+        pipeline=Da3SplatPipelineConfig(
+            datamanager=Da3SplatDatamanagerConfig(
+                dataparser=NerfstudioDataParserConfig(load_3D_points=True, eval_mode="interval", eval_interval=8),
+                cache_images="gpu",
+                cache_images_type="uint8",
+            ),
+        ),
+        optimizers={
+            "means": _adam(4e-4, decays=True),
+            "scales": _adam(1e-2),
+            "quats": _adam(2e-3),
+            "features_dc": _adam(1e-2),
+            "features_rest": _adam(5e-4),
+            "opacities": _adam(5e-2),
+            "camera_opt": _adam(1e-4, decays=True),
+            "bilateral_grid": _adam(2e-3, decays=True),
+        },
+        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
+        vis="viewer+tensorboard",
+    ),
+    description="Depth Anything 3 places the Gaussians in one pass; Splatfacto refines them. Works without a GPU.",
+)

@@ -1,0 +1,157 @@
+"""Splatfacto with our renderer (CPU or CUDA), Gaussians that are given to it, and metrics that work offline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from unittest.mock import patch
+
+import torch
+from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
+from nerfstudio.models.splatfacto import SplatfactoModel, SplatfactoModelConfig
+from nerfstudio.utils.rich_utils import CONSOLE
+from torch import Tensor, nn
+
+from da3_splat.nerfstudio_plugin.cameras import from_nerfstudio
+from da3_splat.rendering import render_with_screen
+from da3_splat.types import Gaussians
+
+NEVER = 10_000_000  # steps
+
+
+@dataclass
+class Da3SplatModelConfig(SplatfactoModelConfig):
+    """Splatfacto's options with defaults for a start that is good already: full resolution and full SH at once, thin
+    Gaussians kept, no opacity reset, a fixed background."""
+
+    _target: type = field(default_factory=lambda: Da3SplatModel)
+    num_downscales: int = 0
+    sh_degree: int = 2
+    sh_degree_interval: int = 1
+    cull_alpha_thresh: float = 0.005
+    reset_alpha_every: int = NEVER
+    background_color: str = "black"
+
+
+class LazyLpips(nn.Module):
+    """LPIPS (AlexNet, torchmetrics) built on first use; NaN, with one line that says why, where its weights are not."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options, self.missing = options, False
+        self._metric: list[nn.Module] = []  # in a list, so that its weights stay out of checkpoints
+
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        if not self._metric and not self.missing:
+            from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+            try:
+                self._metric.append(LearnedPerceptualImagePatchSimilarity(**self.options).to(image.device))
+            except OSError as error:  # its AlexNet weights are downloaded
+                self.missing = True
+                CONSOLE.log(f"LPIPS is not available: its weights could not be downloaded ({error})")
+        if self.missing:
+            return torch.full((), float("nan"))
+        return self._metric[0](image, target)
+
+
+class Da3SplatModel(SplatfactoModel):
+    config: Da3SplatModelConfig
+
+    def populate_modules(self):
+        # Real Gaussians arrive by `set_gaussians`; four points keep the base class from wanting CUDA for colours.
+        self.seed_points = (torch.eye(4)[:, :3], torch.zeros(0, 3))
+        with patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", LazyLpips):
+            super().populate_modules()
+
+    def set_gaussians(self, gaussians: Gaussians) -> None:
+        """Replace all parameters by these Gaussians (1,N) in Nerfstudio's frame; before the optimizers are made."""
+        gaussians = gaussians.detach().to(self.device, torch.float32)
+        count, bases = gaussians.means.shape[1], (self.config.sh_degree + 1) ** 2
+        rest = gaussians.means.new_zeros(count, bases - 1, 3)
+        given = gaussians.sh[0, :, 1:bases]
+        rest[:, : given.shape[1]] = given
+        values = {
+            "means": gaussians.means[0],
+            "scales": gaussians.scales[0].log(),
+            "quats": gaussians.quats[0],
+            "features_dc": gaussians.sh[0, :, 0],
+            "features_rest": rest,
+            "opacities": torch.logit(gaussians.opacities[0], eps=1e-4)[:, None],
+        }
+        for name, value in values.items():
+            self.gauss_params[name] = nn.Parameter(value.clone().contiguous())
+
+    def gaussians(self) -> Gaussians:
+        """The current Gaussians (1,N), activated, differentiable; cut to the viewer's crop box outside training."""
+        raw = dict(self.gauss_params.items())
+        if self.crop_box is not None and not self.training:
+            inside = self.crop_box.within(raw["means"]).squeeze(-1)
+            raw = {name: value[inside] for name, value in raw.items()}
+        return Gaussians(
+            means=raw["means"][None],
+            quats=raw["quats"][None],
+            scales=raw["scales"].exp()[None],
+            opacities=raw["opacities"][None, :, 0].sigmoid(),
+            sh=torch.cat([raw["features_dc"][:, None], raw["features_rest"]], dim=1)[None],
+        )
+
+    def get_outputs(self, camera: NerfstudioCameras) -> dict[str, Tensor]:
+        """rgb (H,W,3), expected depth and accumulation (H,W,1), background of one camera. Overridden for the renderer."""
+        poses = self.camera_optimizer.apply_to_camera(camera) if self.training else camera.camera_to_worlds
+        scale = self._get_downscale_factor()
+        camera.rescale_output_resolution(1 / scale)
+        ours = from_nerfstudio(camera, poses.to(self.device))
+        camera.rescale_output_resolution(scale)
+        self.last_size = (ours.height, ours.width)
+        background = self._get_background_color()
+        gaussians = self.gaussians()
+        if gaussians.means.shape[1] == 0:
+            return self.get_empty_outputs(ours.width, ours.height, background)
+        rendering, (screen,) = render_with_screen(
+            gaussians,
+            ours,
+            background=background,
+            antialiased=self.config.rasterize_mode == "antialiased",
+            absolute=self.training and self.strategy.absgrad,
+        )
+        if self.training:
+            self.info = {
+                "means2d": screen.probe,
+                "radii": screen.radii,
+                "width": ours.width,
+                "height": ours.height,
+                "n_cameras": 1,
+                "gaussian_ids": None,
+            }
+            self.strategy.step_pre_backward(
+                self.gauss_params, self.optimizers, self.strategy_state, self.step, self.info
+            )
+        rgb = rendering.color[0, 0].permute(1, 2, 0).clamp(0, 1)
+        alpha, depth = rendering.alpha[0, 0, ..., None], rendering.depth[0, 0, ..., None]
+        if self.training and self.config.use_bilateral_grid and "cam_idx" in (camera.metadata or {}):
+            rgb = self._apply_bilateral_grid(rgb, camera.metadata["cam_idx"], ours.height, ours.width)
+        return {
+            "rgb": rgb,
+            "depth": torch.where(alpha > 0, depth, depth.detach().max()),
+            "accumulation": alpha,
+            "background": background if self.training else background.expand(*rgb.shape),
+        }
+
+    def get_image_metrics_and_images(self, outputs, batch):
+        metrics, images = super().get_image_metrics_and_images(outputs, batch)
+        if self.lpips.missing:
+            metrics = {name: value for name, value in metrics.items() if "lpips" not in name}
+        return metrics, images
+
+    def load_state_dict(self, dict, **kwargs):
+        """As the base class, but parameters of the right size are filled in place, so their optimizers keep them."""
+        count = dict["gauss_params.means"].shape[0]
+        if count == self.num_points:
+            self.step = NEVER  # until a training step says otherwise: evaluate with everything on
+            return nn.Module.load_state_dict(self, dict, **kwargs)
+        return super().load_state_dict(dict, **kwargs)
+
+    def resize(self, count: int) -> None:
+        """Make room for a checkpoint of `count` Gaussians, before the optimizers are made."""
+        for name, value in self.gauss_params.items():
+            self.gauss_params[name] = nn.Parameter(value.new_zeros(count, *value.shape[1:]))

@@ -1,0 +1,27 @@
+"""A learning-rate schedule that leaves plain floats in checkpoints (the stock ones leave NumPy's, which torch refuses)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ExponentialLR
+
+
+@dataclass
+class DecayConfig(SchedulerConfig):
+    """Exponential decay over the whole run."""
+
+    _target: type = field(default_factory=lambda: Decay)
+    final_fraction: float = 0.01
+    """learning rate at the end, as a share of the first"""
+    steps: int | None = None
+    """steps to the end; None: the run's --max-num-iterations"""
+
+
+class Decay(Scheduler):
+    config: DecayConfig
+
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> ExponentialLR:
+        return ExponentialLR(optimizer, gamma=self.config.final_fraction ** (1 / max(1, self.config.steps or 1)))

@@ -1,0 +1,79 @@
+"""Nerfstudio's trainer with what it lacks: a feed-forward start, zero iterations, resuming, atomic checkpoints."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from nerfstudio.engine.optimizers import Optimizers
+from nerfstudio.engine.trainer import Trainer, TrainerConfig
+from nerfstudio.utils.decorators import check_main_thread
+
+from da3_splat.io.files import replacing
+from da3_splat.nerfstudio_plugin.pipeline import Da3SplatPipeline
+from da3_splat.nerfstudio_plugin.schedulers import DecayConfig
+
+
+@dataclass
+class Da3SplatTrainerConfig(TrainerConfig):
+    _target: type = field(default_factory=lambda: Da3SplatTrainer)
+
+
+class Da3SplatTrainer(Trainer):
+    pipeline: Da3SplatPipeline
+
+    def setup_optimizers(self) -> Optimizers:
+        """Give the model its Gaussians before the optimizers take hold of the parameters."""
+        checkpoint = self._checkpoint_to_load()
+        if checkpoint is None:
+            self.pipeline.start_from_network()
+        else:
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            self.pipeline.model.resize(state["pipeline"]["_model.gauss_params.means"].shape[0])
+        config = deepcopy(self.config.optimizers)
+        for group in config.values():
+            if isinstance(group["scheduler"], DecayConfig) and group["scheduler"].steps is None:
+                group["scheduler"].steps = self.config.max_num_iterations
+        return Optimizers(config, self.pipeline.get_param_groups())
+
+    def _checkpoint_to_load(self) -> Path | None:
+        if self.config.load_dir is None:
+            return self.config.load_checkpoint
+        if self.config.load_step is not None:
+            return self.config.load_dir / f"step-{self.config.load_step:09d}.ckpt"
+        found = sorted(self.config.load_dir.glob("step-*.ckpt"))
+        if not found:
+            raise FileNotFoundError(f"{self.config.load_dir}: no step-*.ckpt in this folder")
+        return found[-1]
+
+    def train(self) -> None:
+        """As the base class; zero iterations save the feed-forward result (the base class would fail)."""
+        if self.config.max_num_iterations > 0:
+            super().train()
+            return
+        outputs = self.pipeline.datamanager.train_dataparser_outputs
+        outputs.save_dataparser_transform(self.base_dir / "dataparser_transforms.json")
+        self._init_viewer_state()
+        self.stop_training = False
+        self.step = max(0, self._start_step - 1)
+        self._after_train()
+
+    @check_main_thread
+    def save_checkpoint(self, step: int) -> None:
+        """Write the checkpoint beside its place and rename it, then drop the older ones."""
+        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
+        state = {
+            "step": step,
+            "pipeline": self.pipeline.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.optimizers.items()},
+            "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
+            "scalers": self.grad_scaler.state_dict(),
+        }
+        with replacing(path) as beside:
+            torch.save(state, beside)
+        if self.config.save_only_latest_checkpoint:
+            for other in self.checkpoint_dir.glob("step-*.ckpt"):
+                if other != path:
+                    other.unlink()

@@ -1,0 +1,114 @@
+"""Gaussians to start a per-scene optimisation from, out of a feed-forward pass and, where there are any, sparse points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from da3_splat.heads.lifting import FOOTPRINT
+from da3_splat.model import MIN_SPARSE_HITS, sparse_depth_ratios
+from da3_splat.spherical_harmonics import rgb_to_dc
+from da3_splat.types import Gaussians, Geometry, Scene, Views
+
+STRONG_ERROR = 0.05  # median relative depth error at the sparse points up to which the network's depth is taken as it is
+NEIGHBOURS = 8  # sparse points that a pixel's correction looks at
+START_OPACITY = 0.5
+
+
+@dataclass(frozen=True)
+class Start:
+    """Gaussians (1,N), and in words what they were made from."""
+
+    gaussians: Gaussians
+    source: str
+
+
+def starting_gaussians(scene: Scene, views: Views, max_gaussians: int = 60_000) -> Start:
+    """At most `max_gaussians` to refine, from the feed-forward scene of posed or unposed `views`.
+
+    Without sparse points they are the scene's own. With them, the median error of the network's depth there decides: up
+    to 5 % the scene's Gaussians are kept; above, the points lead: each view's depth is multiplied by a smooth
+    correction that meets the sparse points, and the Gaussians are laid on that, together with the points themselves.
+    """
+    if views.points is None:
+        return Start(thinned(scene.gaussians, max_gaussians), "network")
+    hits = sparse_depth_ratios(scene.geometry.depth, views)
+    ratios = torch.cat([ratio for ratio, _, _ in hits])
+    if len(ratios) < MIN_SPARSE_HITS:
+        return Start(thinned(scene.gaussians, max_gaussians), "network; too few sparse points are in view")
+    error = float(ratios.log().abs().median())
+    if error <= STRONG_ERROR:
+        words = f"network; its depth is {100 * error:.1f} % off at the sparse points"
+        return Start(thinned(scene.gaussians, max_gaussians), words)
+    depth = torch.stack([_corrected(scene.geometry.depth[0, i], hit) for i, hit in enumerate(hits)])[None]
+    budget = max(1, max_gaussians - len(views.points))
+    laid = gaussians_on_depth(replace(scene.geometry, depth=depth), views, budget)
+    points = gaussians_at_points(views.points, views.point_colors)
+    words = f"sparse points and network depth bent to them (the network alone is {100 * error:.0f} % off)"
+    return Start(Gaussians.concatenate([points, laid]), words)
+
+
+def _corrected(depth: Tensor, hit: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Depth (H,W) times a smooth field that is close to the ratios at the sparse points' pixels."""
+    ratio, pixels, _ = hit
+    if len(ratio) == 0:
+        return depth
+    height, width = depth.shape
+    tree = cKDTree(pixels.cpu().numpy())
+    y, x = np.mgrid[0:height, 0:width] + 0.5
+    count = min(NEIGHBOURS, len(ratio))
+    distance, index = tree.query(np.stack([x, y], axis=-1).reshape(-1, 2), k=count, workers=-1)
+    distance, index = distance.reshape(-1, count), index.reshape(-1, count)
+    weight = 1 / (distance**2 + (0.01 * max(height, width)) ** 2)
+    logs = ratio.log().cpu().numpy()[index]
+    field = (weight * logs).sum(axis=1) / weight.sum(axis=1)
+    return depth * torch.from_numpy(np.exp(field).reshape(height, width)).to(depth)
+
+
+def gaussians_on_depth(geometry: Geometry, views: Views, count: int) -> Gaussians:
+    """About `count` isotropic Gaussians on an even grid of pixels of all views, as wide as the grid's step there."""
+    batch, number, height, width = geometry.depth.shape
+    step = max(1.0, (number * height * width / count) ** 0.5)
+    rows = (torch.arange(0.5 * step, height, step)).long().clamp_max(height - 1)
+    columns = (torch.arange(0.5 * step, width, step)).long().clamp_max(width - 1)
+    grid = (..., rows[:, None], columns)
+    points = geometry.points().permute(0, 1, 4, 2, 3)[grid].permute(0, 1, 3, 4, 2).flatten(1, 3)
+    colors = views.images[grid].permute(0, 1, 3, 4, 2).flatten(1, 3)
+    per_pixel = (1 / geometry.cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]).mean(dim=-1)
+    size = (geometry.depth[grid] * per_pixel[..., None, None] * step * FOOTPRINT).flatten(1)
+    return _isotropic(points, colors, size)
+
+
+def gaussians_at_points(points: Tensor, colors: Tensor | None) -> Gaussians:
+    """One Gaussian a point (P,3), as wide as the mean distance to its three nearest neighbours (capped at the 95 %)."""
+    distance = cKDTree(points.cpu().numpy()).query(points.cpu().numpy(), k=min(4, len(points)))[0]
+    size = distance.reshape(len(points), -1)[:, 1:].mean(axis=1) if len(points) > 1 else np.ones(1)
+    size = torch.from_numpy(np.clip(size, 1e-6, np.quantile(size, 0.95))).to(points)
+    colors = torch.full_like(points, 0.5) if colors is None else colors
+    return _isotropic(points[None], colors[None], 0.6 * size[None])
+
+
+def _isotropic(points: Tensor, colors: Tensor, size: Tensor) -> Gaussians:
+    quats = torch.zeros(*points.shape[:-1], 4, device=points.device)
+    quats[..., 0] = 1
+    return Gaussians(
+        means=points,
+        quats=quats,
+        scales=size[..., None].expand(*size.shape, 3),
+        opacities=torch.full_like(size, START_OPACITY),
+        sh=rgb_to_dc(colors)[..., None, :],
+    )
+
+
+def thinned(gaussians: Gaussians, count: int) -> Gaussians:
+    """Every n-th Gaussian of a scene (batch size 1), grown so that together they still cover what all did."""
+    total = gaussians.means.shape[1]
+    if total <= count:
+        return gaussians
+    keep = torch.linspace(0, total - 1, count, device=gaussians.means.device).round().long()
+    kept = gaussians.select(keep)
+    return replace(kept, scales=kept.scales * (total / count) ** 0.5)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from nerfstudio.engine.schedulers import Scheduler, SchedulerConfig
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim.lr_scheduler import LambdaLR
 
 
 @dataclass
@@ -17,11 +17,12 @@ class DecayConfig(SchedulerConfig):
     final_fraction: float = 0.01
     """learning rate at the end, as a share of the first"""
     steps: int | None = None
-    """steps to the end; None: the run's --max-num-iterations"""
+    """steps to the end; None: to the end of the run, steps before a resume included"""
 
 
 class Decay(Scheduler):
     config: DecayConfig
 
-    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> ExponentialLR:
-        return ExponentialLR(optimizer, gamma=self.config.final_fraction ** (1 / max(1, self.config.steps or 1)))
+    def get_scheduler(self, optimizer: Optimizer, lr_init: float) -> LambdaLR:
+        steps = max(1, self.config.steps or 1)
+        return LambdaLR(optimizer, lambda step: self.config.final_fraction ** min(1.0, step / steps))

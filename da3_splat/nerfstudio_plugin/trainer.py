@@ -26,16 +26,17 @@ class Da3SplatTrainer(Trainer):
 
     def setup_optimizers(self) -> Optimizers:
         """Give the model its Gaussians before the optimizers take hold of the parameters."""
-        checkpoint = self._checkpoint_to_load()
+        checkpoint, done = self._checkpoint_to_load(), 0
         if checkpoint is None:
             self.pipeline.start_from_network()
         else:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
             self.pipeline.model.resize(state["pipeline"]["_model.gauss_params.means"].shape[0])
+            done = state["step"] + 1
         config = deepcopy(self.config.optimizers)
         for group in config.values():
             if isinstance(group["scheduler"], DecayConfig) and group["scheduler"].steps is None:
-                group["scheduler"].steps = self.config.max_num_iterations
+                group["scheduler"].steps = done + self.config.max_num_iterations
         return Optimizers(config, self.pipeline.get_param_groups())
 
     def _checkpoint_to_load(self) -> Path | None:
@@ -58,7 +59,10 @@ class Da3SplatTrainer(Trainer):
         self._init_viewer_state()
         self.stop_training = False
         self.step = max(0, self._start_step - 1)
-        self._after_train()
+        self.training_state = "completed"
+        self.save_checkpoint(self.step)
+        if not self.config.viewer.quit_on_train_completion:
+            self._train_complete_viewer()
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:

@@ -1,0 +1,199 @@
+"""The command `da3-splat`. Heavy imports are inside each command, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional, arg
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+def demo(output: Path = Path("da3_splat_demo"), steps: int = 300, as_json: Annotated[bool, arg(name="json")] = False) -> None:
+    """Make a small synthetic capture, reconstruct it, refine it briefly and show a view that was held out.
+
+    Needs no GPU and no download; about a minute on two cores.
+
+    Example: da3-splat demo --output /tmp/demo
+
+    Args:
+        output: folder for scene.ply, demo.png and the rest
+        steps: refinement steps
+        as_json: print the figures as JSON
+    """
+    from da3_splat.demo import run_demo
+
+    figures = run_demo(output, steps, _bar)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    print(
+        f"held-out views: {figures['psnr_feed_forward_db']:.1f} dB feed-forward, {figures['psnr_refined_db']:.1f} dB PSNR "
+        f"after {steps} steps; {figures['gaussians']} Gaussians in {figures['seconds']:.0f} s"
+    )
+    print(f"started from: {figures['start']}")
+    print(f"{output / 'scene.ply'}\n{output / 'demo.png'}  (input, depth, rendered held-out view, the real one)")
+
+
+def reconstruct(
+    input: Positional[Path],
+    output: Path,
+    model: str = "mini",
+    poses: Literal["auto", "da3", "colmap", "given"] = "auto",
+    resolution: int = 504,
+    max_views: int | None = None,
+    device: str = "auto",
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Turn photos into a 3D Gaussian scene in one pass.
+
+    Writes scene.ply, points.ply, depth/, depth.npz and a capture (transforms.json + images/) into --output.
+
+    Examples:
+      da3-splat reconstruct photos/ --output scene/
+      da3-splat reconstruct capture/transforms.json --output scene/ --resolution 336
+      da3-splat reconstruct photos/ --output scene/ --poses colmap
+
+    Args:
+        input: folder of photos, a transforms.json or its folder, or a COLMAP model
+        output: folder for the results
+        model: mini (embedded), a weights file, or a hub id such as depth-anything/DA3-GIANT-1.1
+        poses: where the cameras come from; auto takes the input's own where it has them, else da3
+        resolution: longest side of the pictures in pixels
+        max_views: use this many evenly spaced views
+        device: cpu, cuda, or auto
+        as_json: print the report as JSON
+    """
+    import time
+
+    began = time.perf_counter()
+    views = _views(input, poses, resolution, max_views)
+
+    import torch
+
+    from da3_splat.io.scene import save_scene
+    from da3_splat.model import load_model
+
+    loaded = time.perf_counter()
+    network = load_model(model, "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    scene = network.reconstruct(views)
+    done = time.perf_counter()
+    count = save_scene(scene, views, output, _bar("writing"))
+    report = {
+        **scene.report,
+        "gaussians_written": count,
+        "load_seconds": loaded - began,
+        "reconstruct_seconds": done - loaded,
+        "write_seconds": time.perf_counter() - done,
+    }
+    if as_json:
+        print(json.dumps(report))
+        return
+    print(
+        f"{report['views']} views ({report['poses']} poses, scale: {report['scale_source']}) -> {count} Gaussians; "
+        f"load {report['load_seconds']:.1f} s, reconstruct {report['reconstruct_seconds']:.1f} s, "
+        f"write {report['write_seconds']:.1f} s: {output / 'scene.ply'}"
+    )
+    if model == "mini" and report["poses"] == "da3":
+        print(
+            "note: mini was trained on synthetic rooms only; for photos give --model depth-anything/DA3-GIANT-1.1, "
+            "or --poses colmap where there are more than a few"
+        )
+
+
+def _views(source: Path, poses: str, resolution: int, max_views: int | None):
+    from dataclasses import replace
+
+    from da3_splat.data.captures import find_frames, load_views, read_frames
+
+    if poses == "colmap":
+        from da3_splat.io.colmap import run_colmap
+
+        frames, _, _ = find_frames(source)
+        paths = [getattr(frame, "path", frame) for frame in frames]
+        return read_frames(*run_colmap(paths, _say), resolution, _bar("reading"))
+    views = load_views(source, resolution, max_views, _bar("reading"))
+    if poses == "given" and views.cameras is None:
+        raise ValueError(f"{source}: --poses given, but this input has no cameras")
+    if poses == "da3":
+        return replace(views, cameras=None, points=None, point_colors=None)
+    return views
+
+
+def info(as_json: Annotated[bool, arg(name="json")] = False) -> None:
+    """Print what a bug report needs: versions, devices, backends, weights.
+
+    Example: da3-splat info
+
+    Args:
+        as_json: print it as JSON
+    """
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from da3_splat import __version__
+    from da3_splat.model import EMBEDDED
+
+    facts: dict[str, object] = {
+        "da3_splat": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "threads": torch.get_num_threads(),
+        "render backend": "gsplat" if torch.cuda.is_available() else "cpu",
+        "embedded weights": ", ".join(f"{name} ({path.stat().st_size / 1e6:.1f} MB)" for name, path in EMBEDDED.items()),
+    }
+    for package in ("torch", "torchvision", "timm", "gsplat", "numba", "numpy", "nerfstudio", "viser", "pycolmap"):
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "not installed"
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        print(f"{name:18} {value}")
+
+
+def _say(message: str) -> None:
+    if sys.stderr.isatty():
+        print(message, file=sys.stderr)
+
+
+def _bar(title: str) -> Callable[[Iterable], Iterable]:
+    """A progress bar on the terminal, nothing where the output is piped."""
+
+    def wrap(items: Iterable) -> Iterable:
+        from rich.console import Console
+        from rich.progress import track
+
+        return track(items, title, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
+
+    return wrap
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. Expected errors end in one line and exit code 2, Ctrl-C in 130."""
+    commands = {"demo": demo, "reconstruct": reconstruct, "info": info}
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            commands, args=arguments, prog="da3-splat", description="Photos to 3D Gaussian scenes, with Depth Anything 3."
+        )
+    except (ValueError, OSError) as error:
+        print(f"da3-splat: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+    except KeyboardInterrupt:
+        print("da3-splat: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

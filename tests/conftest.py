@@ -19,3 +19,13 @@ def captures() -> Path:
     if not path.is_dir():
         pytest.skip("no real captures here ($DA3_SPLAT_CAPTURES)")
     return path
+
+
+@pytest.fixture(scope="session")
+def golden_cases() -> Path:
+    """The folder of detailed goldens of the official code, where there is one: $DA3_SPLAT_GOLDENS, else ../shared."""
+    default = Path(__file__).parents[2] / "shared" / "goldens" / "cases"
+    path = Path(os.environ.get("DA3_SPLAT_GOLDENS", default))
+    if not path.is_dir():
+        pytest.skip("no detailed goldens here ($DA3_SPLAT_GOLDENS)")
+    return path

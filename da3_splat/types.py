@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields, replace
 import torch
 from torch import Tensor
 
+SKY_THRESHOLD = 0.3  # of the sky score, as released
+
 
 def _check_shape(owner: str, name: str, value: Tensor, *shape: int | None) -> None:
     """Raise unless `value` has `shape`; None stands for any size."""
@@ -133,7 +135,8 @@ class RayMap(_Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry(_Record):
-    """What the backbone says of S views: z-depth and its confidence (B,S,H,W), cameras, rays, sky (B,S,H,W) bool.
+    """What the backbone says of S views: z-depth and its confidence (B,S,H,W), cameras, rays, sky (B,S,H,W),
+    a score >= 0 that says sky from 0.3 on.
 
     `camera_encoding` (B,S,9) is the camera head's raw answer (translation, quaternion xyzw, field of view), for losses.
     `metric_scale` (B,) is what a nested model multiplied its any-view branch by to reach metres.
@@ -152,6 +155,13 @@ class Geometry(_Record):
         for name in ("confidence", "sky"):
             if getattr(self, name) is not None:
                 _check_shape("Geometry", name, getattr(self, name), *self.depth.shape)
+
+    @property
+    def sky_mask(self) -> Tensor:
+        """(B,S,H,W) bool, True where there is sky; ValueError where the model does not say."""
+        if self.sky is None:
+            raise ValueError("Geometry.sky_mask: this model predicts no sky")
+        return self.sky >= SKY_THRESHOLD
 
     def points(self) -> Tensor:
         """The point cloud (B,S,H,W,3) in the world: origin + depth * direction of the cameras' rays."""

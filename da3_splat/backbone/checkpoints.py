@@ -72,6 +72,21 @@ def our_key(key: str) -> str | None:
     return re.sub(r"(output_conv[12]_aux)\.3\.(\d)\.(weight|bias)$", r"\1.\2.\3", key)
 
 
+def load_dinov2(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Start a training from plain DINOv2 weights, as timm's vit_*_patch14_dinov2 hold them.
+
+    Everything the transformer shares with DINOv2 is filled; the camera token, q/k norms and all heads stay as they are.
+    """
+    ours = network.backbone.state_dict()
+    own = {name for name in ours if "q_norm" in name or "k_norm" in name or name == "camera_token"}
+    found = {name: value for name, value in state.items() if name in ours}
+    wrong = [name for name, value in found.items() if value.shape != ours[name].shape]
+    missing = sorted(ours.keys() - found.keys() - own)
+    if missing or wrong:
+        raise ValueError(f"not DINOv2 weights of this size; missing: {_listed(missing)}; other shape: {_listed(wrong)}")
+    network.backbone.load_state_dict(found, strict=False)
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, or of all shards that a `model.safetensors.index.json` names."""
     if path.name == INDEX_NAME:

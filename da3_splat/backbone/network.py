@@ -18,9 +18,8 @@ from da3_splat.backbone.camera import CameraDecoder, CameraEncoder
 from da3_splat.backbone.dpt import DualDPT, MonocularHead
 from da3_splat.backbone.vision_transformer import VisionTransformer
 from da3_splat.geometry.poses import cameras_from_rays, decode_cameras
-from da3_splat.types import Cameras, Geometry, RayMap
+from da3_splat.types import SKY_THRESHOLD, Cameras, Geometry, RayMap
 
-SKY_THRESHOLD = 0.3
 METRIC_FOCAL = 300.0  # the metric model's canonical focal length in pixels (section 4.4)
 VIEWS_PER_CHUNK = 8  # the heads run on so many views at a time, which bounds their memory
 
@@ -160,7 +159,7 @@ class NestedDepthAnything3(nn.Module):
         metric_depth = metric.depth * (focal / METRIC_FOCAL)[..., None, None]
         scales = [
             _metric_scale(*item)
-            for item in zip(geometry.depth, geometry.confidence, metric_depth, metric.sky)
+            for item in zip(geometry.depth, geometry.confidence, metric_depth, metric.sky_mask)
         ]
         return scale_to_metres(geometry, torch.stack(scales), metric.sky)
 
@@ -168,16 +167,17 @@ class NestedDepthAnything3(nn.Module):
 def scale_to_metres(geometry: Geometry, scale: Tensor, sky: Tensor) -> Geometry:
     """Depth, camera positions and ray origins times scale (B,); sky at most 200 m away with confidence 1."""
     depth = geometry.depth * scale[:, None, None, None]
+    sky_mask = sky >= SKY_THRESHOLD
     world_to_camera = geometry.cameras.world_to_camera.clone()
     world_to_camera[..., :3, 3] *= scale[:, None, None]
     ray_map = geometry.ray_map
     if ray_map is not None:
         ray_map = replace(ray_map, origins=ray_map.origins * scale[:, None, None, None, None])
-    far = torch.stack([_far_depth(d[~s]).clamp_max(200) if (~s).any() else d.new_tensor(200.0) for d, s in zip(depth, sky)])
+    far = torch.stack([_far_depth(d[~s]).clamp_max(200) if (~s).any() else d.new_tensor(200.0) for d, s in zip(depth, sky_mask)])
     return replace(
         geometry,
-        depth=torch.where(sky, far[:, None, None, None], depth),
-        confidence=torch.where(sky, torch.ones_like(depth), geometry.confidence),
+        depth=torch.where(sky_mask, far[:, None, None, None], depth),
+        confidence=torch.where(sky_mask, torch.ones_like(depth), geometry.confidence),
         cameras=replace(geometry.cameras, world_to_camera=world_to_camera),
         ray_map=ray_map,
         sky=sky,
@@ -200,12 +200,12 @@ def fill_sky(geometry: Geometry, sky_score: Tensor) -> Geometry:
 
     Left alone where one of the two has ten pixels or fewer.
     """
-    sky = sky_score >= SKY_THRESHOLD
-    depth = geometry.depth.clone()
+    geometry = replace(geometry, sky=sky_score)
+    sky, depth = geometry.sky_mask, geometry.depth.clone()
     for item in range(depth.shape[0]):
         if sky[item].sum() > 10 and (~sky[item]).sum() > 10:
             depth[item][sky[item]] = _far_depth(depth[item][~sky[item]])
-    return replace(geometry, depth=depth, sky=sky)
+    return replace(geometry, depth=depth)
 
 
 def _far_depth(depth: Tensor) -> Tensor:

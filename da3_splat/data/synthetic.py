@@ -153,7 +153,7 @@ def render_worlds(worlds: Worlds, cameras: Cameras, supersample: int = 2) -> tup
         else:
             middle = slice(supersample // 2, None, supersample)
             depth, sky = depth[..., middle, middle], sky[..., middle, middle]
-    return color, Geometry(depth=depth, cameras=cameras, sky=sky)
+    return color, Geometry(depth=depth, cameras=cameras, sky=sky.to(depth.dtype))
 
 
 def make_scenes(

@@ -8,12 +8,10 @@ value = float32(base + std * z), (base, std) by the kind of the weight. Keys are
 import hashlib
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import torch
 
-GOLDENS = Path(__file__).parent / "data" / "goldens"
 _LANES_STD = math.sqrt(4 * (65536**2 - 1) / 12)
 _LARGE = 1 << 18
 
@@ -65,6 +63,7 @@ def weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 def released_key(key: str, prefix: str = "model.") -> str:
     """The name under which the official network holds our weight `key`."""
+    key = key.removeprefix("network.")
     key = key.replace("backbone.", "backbone.pretrained.", 1) if re.match(r"(da3\.|da3_metric\.)?backbone\.", key) else key
     key = re.sub(r"(output_conv[12]_aux)\.(\d)\.(weight|bias)$", r"\1.3.\2.\3", key)
     return prefix + key

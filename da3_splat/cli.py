@@ -15,12 +15,14 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 
-def demo(output: Path = Path("da3_splat_demo"), steps: int = 300, as_json: Annotated[bool, arg(name="json")] = False) -> None:
+def demo(
+    output: Path = Path("da3_splat_demo"), steps: int = 300, as_json: Annotated[bool, arg(name="json")] = False
+) -> None:
     """Make a small synthetic capture, reconstruct it, refine it briefly and show a view that was held out.
 
     Needs no GPU and no download; about a minute on two cores.
 
-    Example: da3-splat demo --output /tmp/demo
+    Try: da3-splat demo --output /tmp/demo
 
     Args:
         output: folder for scene.ply, demo.png and the rest
@@ -34,8 +36,8 @@ def demo(output: Path = Path("da3_splat_demo"), steps: int = 300, as_json: Annot
         print(json.dumps(figures))
         return
     print(
-        f"held-out views: {figures['psnr_feed_forward_db']:.1f} dB feed-forward, {figures['psnr_refined_db']:.1f} dB PSNR "
-        f"after {steps} steps; {figures['gaussians']} Gaussians in {figures['seconds']:.0f} s"
+        f"held-out views: {figures['psnr_feed_forward_db']:.1f} dB feed-forward, "
+        f"{figures['psnr_refined_db']:.1f} dB PSNR after {steps} steps; {figures['gaussians']} Gaussians in {figures['seconds']:.0f} s"
     )
     print(f"started from: {figures['start']}")
     print(f"{output / 'scene.ply'}\n{output / 'demo.png'}  (input, depth, rendered held-out view, the real one)")
@@ -55,7 +57,7 @@ def reconstruct(
 
     Writes scene.ply, points.ply, depth/, depth.npz and a capture (transforms.json + images/) into --output.
 
-    Examples:
+    Try:
       da3-splat reconstruct photos/ --output scene/
       da3-splat reconstruct capture/transforms.json --output scene/ --resolution 336
       da3-splat reconstruct photos/ --output scene/ --poses colmap
@@ -81,8 +83,12 @@ def reconstruct(
     from da3_splat.model import load_model
 
     loaded = time.perf_counter()
-    network = load_model(model, "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    network = load_model(
+        model, "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+    )
     scene = network.reconstruct(views)
+    if poses == "colmap":
+        scene.report["poses"] = "colmap"
     done = time.perf_counter()
     count = save_scene(scene, views, output, _bar("writing"))
     report = {
@@ -129,7 +135,7 @@ def _views(source: Path, poses: str, resolution: int, max_views: int | None):
 def info(as_json: Annotated[bool, arg(name="json")] = False) -> None:
     """Print what a bug report needs: versions, devices, backends, weights.
 
-    Example: da3-splat info
+    Try: da3-splat info
 
     Args:
         as_json: print it as JSON
@@ -149,7 +155,9 @@ def info(as_json: Annotated[bool, arg(name="json")] = False) -> None:
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "threads": torch.get_num_threads(),
         "render backend": "gsplat" if torch.cuda.is_available() else "cpu",
-        "embedded weights": ", ".join(f"{name} ({path.stat().st_size / 1e6:.1f} MB)" for name, path in EMBEDDED.items()),
+        "embedded weights": ", ".join(
+            f"{name} ({path.stat().st_size / 1e6:.1f} MB)" for name, path in EMBEDDED.items()
+        ),
     }
     for package in ("torch", "torchvision", "timm", "gsplat", "numba", "numpy", "nerfstudio", "viser", "pycolmap"):
         try:
@@ -185,7 +193,10 @@ def main(arguments: list[str] | None = None) -> None:
     commands = {"demo": demo, "reconstruct": reconstruct, "info": info}
     try:
         tyro.extras.subcommand_cli_from_dict(
-            commands, args=arguments, prog="da3-splat", description="Photos to 3D Gaussian scenes, with Depth Anything 3."
+            commands,
+            args=arguments,
+            prog="da3-splat",
+            description="Photos to 3D Gaussian scenes, with Depth Anything 3.",
         )
     except (ValueError, OSError) as error:
         print(f"da3-splat: {' '.join(str(error).split())}", file=sys.stderr)

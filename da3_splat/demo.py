@@ -28,8 +28,8 @@ SPARSE_POINTS = 1500
 
 
 def write_capture(folder: Path, seed: int = SEED, views: int = VIEWS, height: int = HEIGHT, width: int = WIDTH) -> None:
-    """A synthetic world as a Nerfstudio capture: pictures, transforms.json, and sparse points as a structure-from-motion
-    run would have found them (true surface points of random pixels)."""
+    """A synthetic world as a Nerfstudio capture: pictures, transforms.json, and sparse points such as structure from
+    motion finds (here: true surface points of random pixels)."""
     given, truth = make_scenes(1, views, height, width, seed, arc=60)
     names = [f"images/{name}.png" for name in given.names]
     for name, image in zip(names, given.images[0]):

@@ -1,9 +1,9 @@
 """Da3Splat: pictures in, a 3D Gaussian scene out. The one place that builds, loads and saves models.
 
-    Views (B,S,3,H,W in [0,1], cameras optional)
-      backbone      -> Geometry(depth, confidence, ray map, cameras) + features
-      Gaussian head -> Gaussians (B, S*H*W)    in the frame of the geometry's cameras
-      fusion        -> Gaussians (B, N)        what nobody sees is dropped
+Views (B,S,3,H,W in [0,1], cameras optional)
+  backbone      -> Geometry(depth, confidence, ray map, cameras) + features
+  Gaussian head -> Gaussians (B, S*H*W)    in the frame of the geometry's cameras
+  fusion        -> Gaussians (B, N)        what nobody sees is dropped
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Da3Splat(nn.Module):
     def forward(self, images: Tensor, cameras: Cameras | None = None, fuse: bool = False, **options) -> Scene:
         """One pass in the network's own frame and scale: images (B,S,3,H,W) in [0,1], cameras to condition on.
 
-        The Gaussians are the head's own, one a pixel; `fuse` drops those that nobody sees (batch size 1). `options` are those
-        of the network's forward (reference_view, pose_from, rays).
+        The Gaussians are the head's own, one a pixel; `fuse` drops those that nobody sees (batch size 1). `options` are
+        those of the network's forward (reference_view, pose_from, rays).
         """
         geometry, features = self._geometry(images, cameras, **options)
         gaussians = self._lift(features, images, geometry, cameras)
@@ -148,7 +148,7 @@ def camera_similarity(source: Cameras, target: Cameras) -> Similarity:
         tips = matrix[..., :3, 3, None] + unit[:, None, None, None] * matrix[..., :3, :3]
         return torch.cat([cameras.centers, tips.transpose(-1, -2).flatten(1, 2)], dim=1)
 
-    spread = source.centers.std(dim=1).norm(dim=-1).nan_to_num(0.0).clamp_min(0.1)
+    spread = source.centers.std(dim=1, correction=0).norm(dim=-1).clamp_min(0.1)
     return umeyama(markers(source, spread), markers(target, spread * scale))
 
 
@@ -170,7 +170,7 @@ def in_user_frame(geometry: Geometry, views: Views) -> tuple[Geometry, str]:
 
 
 def sparse_depth_ratios(depth: Tensor, views: Views) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """For each view: true over predicted depth (P) of the sparse points in its picture, their pixels (P,2), their indices.
+    """For each view: true over predicted depth (P) of the sparse points it shows, their pixels (P,2), their indices.
 
     A point that another one hides by more than a fifth, in a neighbourhood of a twentieth of the picture, is left out.
     """
@@ -202,7 +202,7 @@ def at_origin(geometry: Geometry, reference: int) -> Geometry:
 
 
 def create_model(preset: str, rules: str = "exact", sh_degree: int | None = None, head: str | None = None) -> Da3Splat:
-    """A model of the named size with fresh weights. `rules="released"` gives it the Giant weights' own Gaussian head."""
+    """A model of the named size with fresh weights. `rules="released"`: with the Giant weights' Gaussian head."""
     if rules == "released":
         config = SplatConfig(preset, "pixel", rules, 2, 256, (256, 512, 1024, 1024))
     else:
@@ -227,7 +227,10 @@ def _build(config: SplatConfig) -> Da3Splat:
 
 
 def load_model(
-    source: str | Path = "mini", device: str | torch.device = "cpu", preset: str | None = None, revision: str | None = None
+    source: str | Path = "mini",
+    device: str | torch.device = "cpu",
+    preset: str | None = None,
+    revision: str | None = None,
 ) -> Da3Splat:
     """A model with weights, ready to reconstruct: `mini` (embedded, needs no network), a file that `save_model` wrote,
     a released safetensors file (with its `preset`), or a hub id such as depth-anything/DA3-LARGE-1.1.

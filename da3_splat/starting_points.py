@@ -1,4 +1,4 @@
-"""Gaussians to start a per-scene optimisation from, out of a feed-forward pass and, where there are any, sparse points."""
+"""Gaussians to start a per-scene optimisation from: of a feed-forward pass and, where there are any, sparse points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from da3_splat.model import MIN_SPARSE_HITS, sparse_depth_ratios
 from da3_splat.spherical_harmonics import rgb_to_dc
 from da3_splat.types import Gaussians, Geometry, Scene, Views
 
-STRONG_ERROR = 0.05  # median relative depth error at the sparse points up to which the network's depth is taken as it is
+STRONG_ERROR = (
+    0.05  # median relative depth error at the sparse points up to which the network's depth is taken as it is
+)
 NEIGHBOURS = 8  # sparse points that a pixel's correction looks at
 START_OPACITY = 0.5
 

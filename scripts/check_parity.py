@@ -1,6 +1,6 @@
 """Compare our networks with goldens of the official one, a line a case and field; exit 1 over the tolerance.
 
-    uv run python scripts/check_parity.py tests/data/goldens
+uv run python scripts/check_parity.py tests/data/goldens
 """
 
 import json

@@ -108,7 +108,10 @@ def save() -> None:
     with replacing(checkpoint) as path:
         torch.save(state, path)
     with replacing(settings.output / "mini_geometry.safetensors") as path:
-        save_file({name: value.half().contiguous(memory_format=torch.contiguous_format) for name, value in average.items()}, path)
+        save_file(
+            {name: value.half().contiguous(memory_format=torch.contiguous_format) for name, value in average.items()},
+            path,
+        )
 
 
 loader = DataLoader(

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from scenes import random_cameras
 
 from da3_splat.backbone import create_backbone, load_checkpoint
 from da3_splat.backbone.checkpoints import our_key, preset_of
@@ -17,7 +18,6 @@ from da3_splat.check import recipe
 from da3_splat.check.parity import TOLERANCE, read_cases, run_cases
 from da3_splat.geometry.frames import cameras_for_encoder
 from da3_splat.model import create_model
-from scenes import random_cameras
 
 GOLDENS = Path(__file__).parent / "data" / "goldens"
 LIGHT = ("da3-small", "da3-base")
@@ -146,8 +146,8 @@ def test_errors_of_the_network():
 
 
 def test_reference_view_by_hand():
-    """Worked by hand: similarity, length and spread, scaled to [0,1], are (0, 0, 1), (1, 0.2, 0) and (0.09, 1, 0.46), so
-    the sums of distances to 0.5 are 1.5, 1.3 and 0.95, and the last view is the most balanced."""
+    """Worked by hand: similarity, length and spread, scaled to [0,1], are (0, 0, 1), (1, 0.2, 0) and (0.09, 1, 0.46),
+    so the sums of distances to 0.5 are 1.5, 1.3 and 0.95, and the last view is the most balanced."""
     tokens = torch.tensor([[[1.0, 0, 0, 0], [0.8, 0.8, 0.4, 0], [0, 1.6, 1.2, 0]]])
     assert select_reference_view(tokens, "saddle_balanced").tolist() == [2]
     assert select_reference_view(tokens, "first").tolist() == [0] and select_reference_view(tokens, -1).tolist() == [2]
@@ -169,7 +169,7 @@ def test_reference_view_golden(golden_cases):
 
 
 def released_state(network, aliases: int) -> dict[str, torch.Tensor]:
-    """The state dict as the released file of this network would hold it, unused levels and LayerNorm aliases included."""
+    """The state dict as the released file would hold it, unused levels and LayerNorm aliases included."""
     state = {}
     for name, value in network.state_dict().items():
         key = recipe.released_key(name)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scenes import random_cameras, random_gaussians
 
 from da3_splat.geometry.alignment import Similarity, ransac_similarity, transform_cameras, transform_gaussians, umeyama
 from da3_splat.geometry.frames import baseline_scale, cameras_for_encoder, relative_to_first
@@ -13,7 +14,6 @@ from da3_splat.geometry.projection import inverse_intrinsics, pixel_grid, projec
 from da3_splat.geometry.rotations import matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix, rotation_angle
 from da3_splat.rendering import render
 from da3_splat.types import Cameras, RayMap
-from scenes import random_cameras, random_gaussians
 
 
 def cameras_of(world_to_camera, intrinsics, height, width):
@@ -78,7 +78,10 @@ def random_posed_cameras(offset=0.0, height=280, width=504):
     pose[..., :3, 3] = rand(2, 3, 3) - 0.5
     shift = offset * (2 * rand(2, 2, 3).round() - 1)
     intrinsics = intrinsics_matrix(
-        width * (0.5 + 0.4 * rand(2, 3)), width * (0.5 + 0.4 * rand(2, 3)), (1 + shift[0]) * width / 2, (1 + shift[1]) * height / 2
+        width * (0.5 + 0.4 * rand(2, 3)),
+        width * (0.5 + 0.4 * rand(2, 3)),
+        (1 + shift[0]) * width / 2,
+        (1 + shift[1]) * height / 2,
     )
     return cameras_of(pose, intrinsics, height, width)
 
@@ -195,7 +198,9 @@ def test_umeyama_golden(golden_cases):
     assert np.allclose(found.rotation, g["r"], atol=1e-6) and np.allclose(found.translation, g["t"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name, degrees, pixels", [("clean", 0.01, 1e-4), ("centred", 0.01, 1e-4), ("noisy", 0.1, 1e-2)])
+@pytest.mark.parametrize(
+    "name, degrees, pixels", [("clean", 0.01, 1e-4), ("centred", 0.01, 1e-4), ("noisy", 0.1, 1e-2)]
+)
 def test_cameras_from_rays_golden(golden_cases, name, degrees, pixels):
     g = np.load(golden_cases / f"geom_ray_{name}.npz")
     ray = torch.from_numpy(g["ray"])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scenes import random_cameras
 
 from da3_splat.backbone import create_backbone
 from da3_splat.geometry.alignment import Similarity, transform_cameras, transform_gaussians
@@ -16,7 +17,6 @@ from da3_splat.heads.plain import PlainHead
 from da3_splat.rendering import render
 from da3_splat.spherical_harmonics import dc_to_rgb
 from da3_splat.types import Cameras, Geometry
-from scenes import random_cameras
 
 
 def geometry_of(batch=2, views=2, height=6, width=10, dtype=torch.float32):
@@ -53,14 +53,12 @@ def test_every_gaussian_lies_on_its_pixels_ray():
 
 @pytest.mark.parametrize("released", [False, True])
 def test_lifting_moves_with_the_world(released):
-    """The same maps behind moved cameras give the moved Gaussians (the released rules' quaternions do not, by their rules)."""
+    """The same maps behind moved cameras give the moved Gaussians (not the released rules' quaternions)."""
     geometry, images = geometry_of(), torch.rand(2, 2, 3, 6, 10)
     raw = torch.randn(2, 2, 6, 10, raw_channels(2))
     motion = Similarity(torch.tensor(1.0), quaternion_to_matrix(torch.randn(4)), torch.randn(3))
     moved = replace(geometry, cameras=transform_cameras(motion, geometry.cameras))
-    before, after = (
-        lift_released(raw, g) if released else lift(raw, images, g) for g in (geometry, moved)
-    )
+    before, after = (lift_released(raw, g) if released else lift(raw, images, g) for g in (geometry, moved))
     want = transform_gaussians(motion, before)
     for name in ("means", "scales", "opacities", "sh"):
         assert torch.allclose(getattr(after, name), getattr(want, name), atol=1e-4), name
@@ -72,7 +70,9 @@ def test_naive_lifting_renders_the_picture_it_came_from():
     """One view, true depth of a plane: rendered from its own camera the picture comes back, nearly."""
     cameras = random_cameras(views=1, height=40, width=60)
     rows, columns = torch.meshgrid(torch.linspace(0, 3, 40), torch.linspace(0, 4, 60), indexing="ij")
-    images = torch.stack([0.5 + 0.4 * rows.sin(), 0.5 + 0.4 * columns.cos(), 0.5 + 0.2 * (rows + columns).sin()])[None, None]
+    images = torch.stack([0.5 + 0.4 * rows.sin(), 0.5 + 0.4 * columns.cos(), 0.5 + 0.2 * (rows + columns).sin()])[
+        None, None
+    ]
     geometry = Geometry(depth=torch.full((1, 1, 40, 60), 3.0), cameras=cameras)
     gaussians = PlainHead()(None, images, geometry)
     rendering = render(gaussians, cameras)

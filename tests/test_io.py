@@ -7,21 +7,20 @@ import plyfile
 import pytest
 import torch
 from PIL import Image
+from scenes import random_cameras, random_gaussians
 
 from da3_splat.io.files import replacing
 from da3_splat.io.images import color_of_depth, list_images, read_image, write_image
 from da3_splat.io.ply import load_ply, load_points, save_ply, save_points
 from da3_splat.io.transforms_json import read_transforms, world_to_camera_to_opengl, write_transforms
-from scenes import random_cameras, random_gaussians
 
 
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(OSError, match="full"):
-        with replacing(path) as beside:
-            beside.write_text("half")
-            raise OSError("disk full")
+    with pytest.raises(OSError, match="full"), replacing(path) as beside:
+        beside.write_text("half")
+        raise OSError("disk full")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -73,7 +72,8 @@ def test_ply_layout_golden(golden_cases):
         b"not a ply",
         b"ply\nformat binary_little_endian 1.0\nelement vertex 1000000000\nproperty float x\nend_header\n",
         b"ply\nformat ascii 1.0\nelement face 0\nend_header\n",
-        b"ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\nend_header\n1 2 3\n",
+        b"ply\nformat ascii 1.0\nelement vertex 1\n"
+        b"property float x\nproperty float y\nproperty float z\nend_header\n1 2 3\n",
     ],
 )
 def test_bad_ply(tmp_path, content):

@@ -4,11 +4,11 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from scenes import random_cameras, random_gaussians
 
 from da3_splat.rendering import reference, render, render_with_screen
 from da3_splat.spherical_harmonics import rgb_to_dc
 from da3_splat.types import Cameras, Gaussians
-from scenes import random_cameras, random_gaussians
 
 FIELDS = ("means", "quats", "scales", "opacities", "sh")
 
@@ -23,7 +23,11 @@ def gradients(gaussians, cameras, backend, seed=0, **options):
     pose = cameras.world_to_camera.clone().requires_grad_()
     background = torch.tensor([0.2, 0.5, 0.9], dtype=pose.dtype, requires_grad=True)
     rendering = render(
-        replace(gaussians, **inputs), replace(cameras, world_to_camera=pose), background=background, backend=backend, **options
+        replace(gaussians, **inputs),
+        replace(cameras, world_to_camera=pose),
+        background=background,
+        backend=backend,
+        **options,
     )
     generator = torch.Generator().manual_seed(seed)
     loss = 0
@@ -41,7 +45,9 @@ def test_cpu_equals_oracle(degree, antialiased):
     gaussians = random_gaussians(batch=2, count=120, degree=degree, seed=degree, dtype=torch.float64)
     cameras = random_cameras(batch=2, seed=degree, dtype=torch.float64)
     want, want_gradients = gradients(gaussians, cameras, "reference", antialiased=antialiased)
-    got, got_gradients = gradients(gaussians.to(torch.float32), cameras.to(torch.float32), "cpu", antialiased=antialiased)
+    got, got_gradients = gradients(
+        gaussians.to(torch.float32), cameras.to(torch.float32), "cpu", antialiased=antialiased
+    )
     for item in fields(want):
         difference = (getattr(got, item.name) - getattr(want, item.name)).detach().abs().max()
         assert difference < 1e-5 * max(1, float(getattr(want, item.name).detach().abs().max())), item.name
@@ -49,7 +55,9 @@ def test_cpu_equals_oracle(degree, antialiased):
         assert relative(got_gradients[name], value) < 1e-4, name
 
 
-@pytest.mark.parametrize("options", [dict(radius_clip=3.0), dict(near=3.0, far=4.5), dict(eps2d=0.0), dict(sh_degree=1)])
+@pytest.mark.parametrize(
+    "options", [dict(radius_clip=3.0), dict(near=3.0, far=4.5), dict(eps2d=0.0), dict(sh_degree=1)]
+)
 def test_options_equal_oracle(options):
     gaussians = random_gaussians(count=150, degree=2, seed=3, dtype=torch.float64)
     cameras = random_cameras(seed=4, dtype=torch.float64)
@@ -98,7 +106,9 @@ def test_hand_numbers(backend):
     assert torch.allclose(centre, torch.tensor([0.36, 0.2, 0.04 + 0.6]), atol=1e-3)
     assert torch.allclose(rendering.alpha[0, 0, 2, 4], torch.tensor(0.4), atol=1e-3)
     assert torch.allclose(rendering.depth[0, 0], torch.tensor(2.0), atol=1e-4)
-    two = Gaussians.concatenate([one_gaussian(0.5, z=3.0, color=(0, 0, 1.0)), one_gaussian(0.5, z=2.0, color=(1.0, 0, 0))])
+    two = Gaussians.concatenate(
+        [one_gaussian(0.5, z=3.0, color=(0, 0, 1.0)), one_gaussian(0.5, z=2.0, color=(1.0, 0, 0))]
+    )
     color = render(two, plain_camera(), backend=backend).color[0, 0, :, 2, 4]
     assert torch.allclose(color, torch.tensor([0.5, 0.0, 0.25]), atol=1e-3)
 
@@ -137,8 +147,12 @@ def test_mask_hides_padding():
 
 def test_screen_holds_what_densification_needs():
     gaussians, cameras = random_gaussians(count=200), random_cameras(views=1)
+    assert not render(gaussians, cameras).color.requires_grad
+    gaussians.means.requires_grad_()
     rendering, (screen,) = render_with_screen(gaussians, cameras, absolute=True)
-    oracle, (want,) = render_with_screen(gaussians.to(torch.float64), cameras.to(torch.float64), backend="reference")
+    oracle, (want,) = render_with_screen(
+        gaussians.detach().to(torch.float64), cameras.to(torch.float64), backend="reference"
+    )
     visible = want.radii[..., 0] > 0
     assert torch.equal(screen.radii, want.radii)
     assert torch.allclose(screen.means2d[visible], want.means2d[visible].float(), atol=1e-3)

@@ -2,10 +2,10 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from scenes import random_cameras, random_gaussians
 
 from da3_splat.geometry.projection import project
 from da3_splat.types import Cameras, Gaussians, Geometry, Rendering, Views
-from scenes import random_cameras, random_gaussians
 
 
 def test_shapes_are_checked_and_named():
@@ -57,7 +57,9 @@ def test_concatenate_and_select_are_inverse():
 
 
 def test_views_select_follows_names_and_cameras():
-    views = Views(images=torch.rand(1, 4, 3, 6, 9), cameras=random_cameras(views=4, height=6, width=9), names=tuple("abcd"))
+    views = Views(
+        images=torch.rand(1, 4, 3, 6, 9), cameras=random_cameras(views=4, height=6, width=9), names=tuple("abcd")
+    )
     picked = views.select([2, 0])
     assert picked.names == ("c", "a")
     assert torch.equal(picked.cameras.world_to_camera, views.cameras.world_to_camera[:, [2, 0]])
@@ -65,4 +67,6 @@ def test_views_select_follows_names_and_cameras():
 
 def test_to_moves_everything():
     moved = random_gaussians().to(torch.float64)
-    assert {getattr(moved, f.name).dtype for f in fields(moved) if getattr(moved, f.name) is not None} == {torch.float64}
+    assert {getattr(moved, f.name).dtype for f in fields(moved) if getattr(moved, f.name) is not None} == {
+        torch.float64
+    }

@@ -67,10 +67,9 @@ class Block(nn.Module):
 
 
 class Rotary:
-    """Rotary position embedding of the tokens of one attention; the first half of a head turns with y, the second with x.
+    """Rotary position embedding: the first half of a head turns with a token's y, the second with its x.
 
-    `stride` and `prefix` let a rotation act on the class tokens alone: it turns tokens [0:prefix] of every group of
-    `stride` tokens.
+    With a `stride` it acts on the first of every `stride` tokens alone (the class tokens).
     """
 
     def __init__(self, positions: Tensor, head_dim: int, stride: int | None = None):

@@ -24,7 +24,8 @@ def load_checkpoint(network: nn.Module, source: str | Path | Mapping[str, Tensor
 
     Keys must match exactly, up to what the released files are known to vary in: the `model.` prefix, the ray branch's
     unused levels, the LayerNorm that its levels share (stored once or four times), and the Gaussian head's keys on a
-    network that has none. Half-precision tensors are cast to the network's dtype. Raises ValueError with the missing and unexpected keys.
+    network that has none. Half-precision tensors are cast to the network's dtype. ValueError lists the missing and
+    unexpected keys.
     """
     state = dict(source) if isinstance(source, Mapping) else read_safetensors(resolve(source, revision))
     label = "state dict" if isinstance(source, Mapping) else str(source)
@@ -40,9 +41,7 @@ def load_checkpoint(network: nn.Module, source: str | Path | Mapping[str, Tensor
         )
     for key, value in found.items():
         if value.shape != expected[key].shape:
-            raise ValueError(
-                f"{label}: {key}: expected shape {tuple(expected[key].shape)}, got {tuple(value.shape)}"
-            )
+            raise ValueError(f"{label}: {key}: expected shape {tuple(expected[key].shape)}, got {tuple(value.shape)}")
     network.load_state_dict(found)
 
 

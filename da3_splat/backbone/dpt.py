@@ -76,7 +76,13 @@ class DPT(nn.Module):
     """
 
     def __init__(
-        self, dim: int, features: int, channels: tuple[int, ...], outputs: int, uv: bool = False, token_norm: bool = False
+        self,
+        dim: int,
+        features: int,
+        channels: tuple[int, ...],
+        outputs: int,
+        uv: bool = False,
+        token_norm: bool = False,
     ):
         super().__init__()
         self.uv = uv

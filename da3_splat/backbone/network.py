@@ -1,9 +1,9 @@
 """Depth Anything 3: images (and cameras, where known) -> Geometry.
 
-    images (B,S,3,H,W) in [0,1] --- ImageNet normalisation ---> vision transformer
-    cameras (optional) --- camera encoder ---> camera tokens ---^   |
-                                                                    |-- 4 tapped features --> dual DPT: depth, rays
-                                                                    '-- camera tokens ------> camera head: cameras
+images (B,S,3,H,W) in [0,1] --- ImageNet normalisation ---> vision transformer
+cameras (optional) --- camera encoder ---> camera tokens ---^   |
+                                                                |-- 4 tapped features --> dual DPT: depth, rays
+                                                                '-- camera tokens ------> camera head: cameras
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VIEWS_PER_CHUNK = 8  # the heads run on so many views at a time, which bounds th
 
 @dataclass(frozen=True)
 class Features:
-    """What the transformer hands to the heads. taps: 4 x (B,S,P,D), camera_tokens (B,S,D), extra {layer: (B,S,P,dim)}."""
+    """What the transformer hands to the heads: taps 4 x (B,S,P,D), camera_tokens (B,S,D), extra {layer: (B,S,P,dim)}."""
 
     taps: list[Tensor]
     camera_tokens: Tensor
@@ -148,7 +148,7 @@ class NestedDepthAnything3(nn.Module):
         return self.da3.decode
 
     def forward(self, images: Tensor, cameras: Cameras | None = None, **options) -> Geometry:
-        """As `DepthAnything3.forward`; depth and cameras in metres, sky far away, `metric_scale` (B,) says the factor."""
+        """As `DepthAnything3.forward`; depth and cameras in metres, sky far away, `metric_scale` (B,) the factor."""
         geometry = self.da3(images, cameras, **options)
         return self.to_metres(geometry, images)
 
@@ -158,8 +158,7 @@ class NestedDepthAnything3(nn.Module):
         focal = geometry.cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2].mean(dim=-1)
         metric_depth = metric.depth * (focal / METRIC_FOCAL)[..., None, None]
         scales = [
-            _metric_scale(*item)
-            for item in zip(geometry.depth, geometry.confidence, metric_depth, metric.sky_mask)
+            _metric_scale(*item) for item in zip(geometry.depth, geometry.confidence, metric_depth, metric.sky_mask)
         ]
         return scale_to_metres(geometry, torch.stack(scales), metric.sky)
 
@@ -173,7 +172,9 @@ def scale_to_metres(geometry: Geometry, scale: Tensor, sky: Tensor) -> Geometry:
     ray_map = geometry.ray_map
     if ray_map is not None:
         ray_map = replace(ray_map, origins=ray_map.origins * scale[:, None, None, None, None])
-    far = torch.stack([_far_depth(d[~s]).clamp_max(200) if (~s).any() else d.new_tensor(200.0) for d, s in zip(depth, sky_mask)])
+    far = torch.stack(
+        [_far_depth(d[~s]).clamp_max(200) if (~s).any() else d.new_tensor(200.0) for d, s in zip(depth, sky_mask)]
+    )
     return replace(
         geometry,
         depth=torch.where(sky_mask, far[:, None, None, None], depth),
@@ -222,7 +223,8 @@ def run_in_chunks(head, taps: list[Tensor]) -> dict[str, Tensor]:
     batch, views = taps[0].shape[:2]
     flat = [tap.flatten(0, 1) for tap in taps]
     parts = [
-        head([tap[start : start + VIEWS_PER_CHUNK] for tap in flat]) for start in range(0, batch * views, VIEWS_PER_CHUNK)
+        head([tap[start : start + VIEWS_PER_CHUNK] for tap in flat])
+        for start in range(0, batch * views, VIEWS_PER_CHUNK)
     ]
     joined = parts[0] if len(parts) == 1 else {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     return {k: v.unflatten(0, (batch, views)) for k, v in joined.items()}

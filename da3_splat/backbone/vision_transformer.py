@@ -31,7 +31,9 @@ class VisionTransformer(nn.Module):
     output beside the current one, only the second half normalised, D = 2 * dim.
     """
 
-    def __init__(self, dim: int, depth: int, heads: int, taps: tuple[int, ...], alternate_from: int | None, swiglu: bool):
+    def __init__(
+        self, dim: int, depth: int, heads: int, taps: tuple[int, ...], alternate_from: int | None, swiglu: bool
+    ):
         super().__init__()
         self.taps, self.alternate_from, self.heads, self.dim = taps, alternate_from, heads, dim
         self.patch_embed = PatchEmbed(None, PATCH, 3, dim, strict_img_size=False)
@@ -54,7 +56,7 @@ class VisionTransformer(nn.Module):
         reference_view: str | int = "saddle_balanced",
         extra_layers: tuple[int, ...] = (),
     ) -> tuple[list[Tensor], Tensor, dict[int, Tensor], Tensor]:
-        """Tapped patch features, camera tokens of the last tap, the normalised patch tokens of `extra_layers`, the reference views.
+        """Tapped patch features, camera tokens of the last tap, normalised tokens of `extra_layers`, reference views.
 
         images (B,S,3,H,W), ImageNet-normalised, H and W multiples of 14. camera_tokens (B,S,dim) replace the learned
         ones; NaN rows stand for views whose camera is not known, which get the learned token of a source view.
@@ -76,10 +78,14 @@ class VisionTransformer(nn.Module):
             alternating = self.alternate_from is not None and index >= self.alternate_from
             if alternating and index % 2 == 1:
                 rotary = _rotary("across_views", rows, columns, head_dim, images.device)
-                tokens = rearrange(block(rearrange(tokens, "b s n d -> b (s n) d"), rotary), "b (s n) d -> b s n d", s=views)
+                tokens = rearrange(
+                    block(rearrange(tokens, "b s n d -> b (s n) d"), rotary), "b (s n) d -> b s n d", s=views
+                )
             else:
                 rotary = _rotary("within_view", rows, columns, head_dim, images.device) if alternating else None
-                tokens = rearrange(block(rearrange(tokens, "b s n d -> (b s) n d"), rotary), "(b s) n d -> b s n d", b=batch)
+                tokens = rearrange(
+                    block(rearrange(tokens, "b s n d -> (b s) n d"), rotary), "(b s) n d -> b s n d", b=batch
+                )
                 local_tokens = tokens
             if index in self.taps:
                 features.append(restore_order(self._tap(local_tokens, tokens), order))

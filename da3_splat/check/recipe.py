@@ -64,7 +64,11 @@ def weight(key: str, shape: tuple[int, ...]) -> torch.Tensor:
 def released_key(key: str, prefix: str = "model.") -> str:
     """The name under which the official network holds our weight `key`."""
     key = key.removeprefix("network.")
-    key = key.replace("backbone.", "backbone.pretrained.", 1) if re.match(r"(da3\.|da3_metric\.)?backbone\.", key) else key
+    key = (
+        key.replace("backbone.", "backbone.pretrained.", 1)
+        if re.match(r"(da3\.|da3_metric\.)?backbone\.", key)
+        else key
+    )
     key = re.sub(r"(output_conv[12]_aux)\.(\d)\.(weight|bias)$", r"\1.3.\2.\3", key)
     return prefix + key
 

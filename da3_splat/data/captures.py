@@ -121,7 +121,7 @@ def read_frames(
 
 
 def to_one_size(images: list[Tensor], cameras: list[Cameras]) -> tuple[list[Tensor], list[Cameras]]:
-    """Pictures (3,H,W) and their cameras (none, or one each) cropped around the centre to the smallest height and width."""
+    """Pictures (3,H,W) and their cameras (none, or one each), cropped around the centre to one size."""
     height, width = min(image.shape[1] for image in images), min(image.shape[2] for image in images)
     corners = [((image.shape[1] - height) // 2, (image.shape[2] - width) // 2) for image in images]
     images = [image[:, top : top + height, left : left + width] for image, (top, left) in zip(images, corners)]

@@ -56,8 +56,12 @@ def sample_worlds(count: int, seed: int) -> Worlds:
     sphere = uniform(0, 1, count, OBJECTS) < 0.5
     size = torch.where(sphere[..., None], size[..., :1].expand_as(size), size)
     # Most objects stand on the floor (y = room height), some float.
-    height = room[:, None, 1] - size[..., 1] - torch.where(
-        uniform(0, 1, count, OBJECTS) < 0.6, torch.zeros(()), uniform(0, 1, count, OBJECTS) * room[:, None, 1]
+    height = (
+        room[:, None, 1]
+        - size[..., 1]
+        - torch.where(
+            uniform(0, 1, count, OBJECTS) < 0.6, torch.zeros(()), uniform(0, 1, count, OBJECTS) * room[:, None, 1]
+        )
     )
     center = torch.stack([radius * angle.cos(), height, radius * angle.sin()], dim=-1)
     surfaces = FACES + OBJECTS
@@ -102,7 +106,9 @@ def sample_cameras(worlds: Worlds, views: int, height: int, width: int, seed: in
     along = torch.linspace(-0.5, 0.5, views) if views > 1 else torch.zeros(1)
     azimuth = uniform(0, 2 * torch.pi, count, 1) + torch.deg2rad(span)[:, None] * along
     azimuth = azimuth + 0.02 * torch.randn(count, views, generator=generator)
-    level = worlds.room[:, None, 1] * (uniform(-0.5, 0.4, count, 1) + 0.05 * torch.randn(count, views, generator=generator))
+    level = worlds.room[:, None, 1] * (
+        uniform(-0.5, 0.4, count, 1) + 0.05 * torch.randn(count, views, generator=generator)
+    )
     distance = radius[:, None] * uniform(0.95, 1.0, count, views)
     position = torch.stack([distance * azimuth.cos(), level, distance * azimuth.sin()], dim=-1)
     target = torch.stack(

@@ -23,7 +23,7 @@ def scaled(cameras: Cameras, scale: Tensor) -> Cameras:
 
 
 def cameras_for_encoder(cameras: Cameras) -> Cameras:
-    """Given cameras as DA3's encoder wants them: relative to the first, median distance 1 (at least 0.1 is divided by)."""
+    """Given cameras as DA3's encoder wants them: relative to the first, median distance 1 (divided by >= 0.1)."""
     cameras = relative_to_first(cameras)
     distance = cameras.centers.norm(dim=-1).median(dim=1).values.clamp_min(0.1)
     return scaled(cameras, 1 / distance)

@@ -84,9 +84,7 @@ def cameras_from_rays(rays: RayMap, height: int, width: int, iterations: int = 1
     fx, fy = 1 / upper[:, 0, 0], 1 / upper[:, 1, 1]
     cx = -upper[:, 0, 2] * fx  # a skew, if the rays have one, is left out
     cy = -upper[:, 1, 2] * fy
-    intrinsics = intrinsics_matrix(
-        fx * width / 2, fy * height / 2, (cx + 1) * width / 2, (cy + 1) * height / 2
-    )
+    intrinsics = intrinsics_matrix(fx * width / 2, fy * height / 2, (cx + 1) * width / 2, (cy + 1) * height / 2)
 
     center = _robust_mean(rays.origins.reshape(flat, -1, 3).double(), confidence)
     world_to_camera = torch.eye(4, dtype=torch.float64, device=center.device).repeat(flat, 1, 1)

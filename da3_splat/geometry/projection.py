@@ -50,7 +50,7 @@ def unproject(depth: Tensor, cameras: Cameras) -> Tensor:
 
 
 def project(points: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """Pixels (B,V,P,2) and z-depth (B,V,P) of world points (B,P,3) or (P,3); points at z <= 0 give meaningless pixels."""
+    """Pixels (B,V,P,2) and z-depth (B,V,P) of world points (B,P,3) or (P,3); pixels mean nothing where z <= 0."""
     if points.ndim == 2:
         points = points[None].expand(cameras.intrinsics.shape[0], -1, -1)
     in_camera = transform(cameras.world_to_camera, points[:, None])

@@ -29,8 +29,8 @@ def raw_channels(sh_degree: int) -> int:
 def lift(raw: Tensor, images: Tensor, geometry: Geometry) -> Gaussians:
     """Gaussians (B,S*H*W) of raw maps (B,S,H,W,R) by our rules; raw = 0 is naive lifting of the pictures (B,S,3,H,W).
 
-    The mean lies on the ray through the pixel, moved by at most a pixel, at depth * exp(raw / 10); sizes are multiples of what a
-    pixel covers at that depth; colour is the pixel's plus a correction, opacity starts at 0.92.
+    The mean lies on the ray through the pixel, moved by at most a pixel, at depth * exp(raw / 10); sizes are multiples
+    of what a pixel covers at that depth; colour is the pixel's plus a correction, opacity starts at 0.92.
     """
     cameras = geometry.cameras
     batch, views, height, width, _ = raw.shape

@@ -16,13 +16,11 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class PixelHead(DPT):
     """DPT with an image branch (section 5); its keys are those of the released Gaussian head.
 
-    `rules` "exact" are ours, "released" those of the released Giant weights (see lifting.py). An exact head starts as naive
-    lifting, because its last layer starts at zero.
+    `rules` "exact" are ours, "released" those of the released Giant weights (see lifting.py). An exact head starts as
+    naive lifting, because its last layer starts at zero.
     """
 
-    def __init__(
-        self, dim: int, features: int, channels: tuple[int, ...], sh_degree: int = 2, rules: str = "exact"
-    ):
+    def __init__(self, dim: int, features: int, channels: tuple[int, ...], sh_degree: int = 2, rules: str = "exact"):
         if rules not in ("exact", "released"):
             raise ValueError(f"rules: expected exact or released, got {rules!r}")
         super().__init__(dim, features, channels, outputs=raw_channels(sh_degree), uv=True)
@@ -57,7 +55,9 @@ class PixelHead(DPT):
         parts = []
         for start in range(0, batch * views, VIEWS_PER_CHUNK):
             chunk = slice(start, start + VIEWS_PER_CHUNK)
-            levels = self.pyramid([tap[chunk].to(self.scratch.output_conv1.weight.dtype) for tap in taps], height, width)
+            levels = self.pyramid(
+                [tap[chunk].to(self.scratch.output_conv1.weight.dtype) for tap in taps], height, width
+            )
             x = self.image_size_features(levels, height, width) + self.images_merger(_normalised(flat_images[chunk]))
             parts.append(self.scratch.output_conv2(self.with_uv(x, height, width)))
         return torch.cat(parts).permute(0, 2, 3, 1).unflatten(0, (batch, views))

@@ -46,7 +46,7 @@ def frames_of(reconstruction: pycolmap.Reconstruction, images: Path) -> list[Fra
         camera = reconstruction.cameras[image.camera_id]
         kind, values = camera.model.name, list(camera.params)
         distortions = {
-            **{name: (0.0, 0.0, 0.0, 0.0) for name in PINHOLE},
+            **dict.fromkeys(PINHOLE, (0.0, 0.0, 0.0, 0.0)),
             "SIMPLE_RADIAL": (values[-1], 0.0, 0.0, 0.0),
             "RADIAL": (*values[-2:], 0.0, 0.0),
             "OPENCV": tuple(values[-4:]),
@@ -92,6 +92,7 @@ def run_colmap(paths: list[Path], progress: Callable[[str], None]) -> tuple[list
 
     ValueError where fewer than two do; `progress` is told each stage.
     """
+    pycolmap.logging.minloglevel = pycolmap.logging.ERROR
     folder = paths[0].parent
     if any(path.parent != folder for path in paths):
         raise ValueError("--poses colmap: expected all photos in one folder")
@@ -114,5 +115,7 @@ def run_colmap(paths: list[Path], progress: Callable[[str], None]) -> tuple[list
         best = max(models.values(), key=lambda model: model.num_reg_images())
         frames = frames_of(best, folder)
         if len(frames) < 2:
-            raise ValueError(f"{folder}: COLMAP placed {len(frames)} of {len(paths)} photos; take more, with more overlap")
+            raise ValueError(
+                f"{folder}: COLMAP placed {len(frames)} of {len(paths)} photos; take more, with more overlap"
+            )
         return frames, *points_of(best)

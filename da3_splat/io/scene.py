@@ -21,8 +21,8 @@ def save_scene(
 ) -> int:
     """Write one scene (batch size 1) into `folder`; returns the number of Gaussians in scene.ply.
 
-    scene.ply (3DGS), points.ply (the confident half of the pixels, thinned), transforms.json + images/ (a Nerfstudio capture of
-    the cameras used), depth/NAME.png (near is bright), depth.npz (depth, confidence, cameras).
+    scene.ply (3DGS), points.ply (the confident half of the pixels, thinned), transforms.json + images/ (a Nerfstudio
+    capture of the cameras used), depth/NAME.png (near is bright), depth.npz (depth, confidence, cameras).
     """
     folder = Path(folder)
     names = [f"{Path(name).stem}.png" for name in views.names]

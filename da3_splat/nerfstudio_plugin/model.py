@@ -96,7 +96,7 @@ class Da3SplatModel(SplatfactoModel):
         )
 
     def get_outputs(self, camera: NerfstudioCameras) -> dict[str, Tensor]:
-        """rgb (H,W,3), expected depth and accumulation (H,W,1), background of one camera. Overridden for the renderer."""
+        """rgb (H,W,3), expected depth and accumulation (H,W,1), background of one camera, by our renderer."""
         poses = self.camera_optimizer.apply_to_camera(camera) if self.training else camera.camera_to_worlds
         scale = self._get_downscale_factor()
         camera.rescale_output_resolution(1 / scale)

@@ -49,10 +49,15 @@ def render_with_screen(
     antialiased: bool = False,
     absolute: bool = False,
 ) -> tuple[Rendering, list[Screen]]:
-    """`render`, and for each batch item where its Gaussians fell: what densification needs. `absolute` also keeps |dL/dmeans2d|."""
+    """`render`, and for each batch item where its Gaussians fell, which densification needs.
+
+    `absolute` also keeps the sum of |dL/dmeans2d| over pixels.
+    """
     batch = gaussians.means.shape[0]
     if cameras.intrinsics.shape[0] != batch:
-        raise ValueError(f"cameras: expected batch size {batch} as the Gaussians have, got {cameras.intrinsics.shape[0]}")
+        raise ValueError(
+            f"cameras: expected batch size {batch} as the Gaussians have, got {cameras.intrinsics.shape[0]}"
+        )
     if near < 0:
         raise ValueError(f"near: expected a distance >= 0, got {near}")
     if backend not in BACKENDS:
@@ -89,12 +94,15 @@ def _rasterize(backend, means, quats, scales, opacities, sh, world_to_camera, in
     if backend == "gsplat":
         from da3_splat.rendering.gsplat import rasterize
 
-        picture, alpha, means2d, radii = rasterize(*gaussians, world_to_camera, intrinsics, **settings, absolute=absolute)
+        picture, alpha, means2d, radii = rasterize(
+            *gaussians, world_to_camera, intrinsics, **settings, absolute=absolute
+        )
         return picture, alpha, Screen(means2d, radii, probe=means2d)
     if backend == "cpu":
         from da3_splat.rendering import cpu
 
-        probe = means.new_zeros(views, count, 2).requires_grad_()
+        differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (*gaussians, world_to_camera))
+        probe = means.new_zeros(views, count, 2).requires_grad_(differentiable)
         settings = cpu.Settings(**settings, absolute=absolute)
         picture, alpha, means2d, radii = cpu.rasterize(*gaussians, world_to_camera, intrinsics, probe, settings)
         return picture, alpha, Screen(means2d, radii, probe)

@@ -1,7 +1,7 @@
 """The embedded rasterizer: gsplat 1.5.3's semantics on the CPU, forward and backward, float32.
 
 One picture at a time: project (projection_kernels) -> order by depth -> lists of Gaussians a tile -> composite
-(tile_kernels). Memory is 80 bytes a Gaussian, 4 bytes a Gaussian and tile (50 more under autograd) and 24 bytes a pixel.
+(tile_kernels). Memory is 80 bytes a Gaussian, 4 bytes a Gaussian and tile (50 more for gradients), 24 bytes a pixel.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def rasterize(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, sh: Tensor, world_to_camera: Tensor,
     intrinsics: Tensor, probe: Tensor, settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gaussians (N,...) seen by cameras (V,...): picture (V,H,W,4) = colour and sum(w z), alpha (V,H,W), means2d (V,N,2)
-    and radii (V,N,2). `probe` (V,N,2) receives the gradient of means2d and, if wanted, `.absgrad`."""
+    """Gaussians (N,...) seen by cameras (V,...): picture (V,H,W,4) = colour and sum(w z), alpha (V,H,W), means2d
+    (V,N,2) and radii (V,N,2). `probe` (V,N,2) receives the gradient of means2d and, if wanted, `.absgrad`."""
     tensors = (means, quats, scales, opacities, sh, world_to_camera, intrinsics)
     if any(tensor.device.type != "cpu" for tensor in tensors):
         raise ValueError("the cpu backend renders tensors on the CPU only; use backend='gsplat' on CUDA")
@@ -128,7 +128,9 @@ def _draw(gaussians, view, intrinsics, settings: Settings, differentiable: bool)
     slot = np.empty(begin[-1] if differentiable else 0, np.int64)
     cursor = begin[:-1].copy()
     parallel(
-        lambda start, stop: tile_kernels.fill_tiles(start, stop, order, tiles, columns, cursor, offsets, gaussian, slot),
+        lambda start, stop: tile_kernels.fill_tiles(
+            start, stop, order, tiles, columns, cursor, offsets, gaussian, slot
+        ),
         rows,
         4,
     )
@@ -142,7 +144,17 @@ def _draw(gaussians, view, intrinsics, settings: Settings, differentiable: bool)
         8,
     )
     return _Picture(
-        color, 1 - transmittance, packed[:, :2].copy(), radii, packed, offsets, begin, gaussian, slot, transmittance, last
+        color,
+        1 - transmittance,
+        packed[:, :2].copy(),
+        radii,
+        packed,
+        offsets,
+        begin,
+        gaussian,
+        slot,
+        transmittance,
+        last,
     )
 
 

@@ -4,7 +4,7 @@ Each works on a range of its items and releases the GIL. They are plain sequenti
 threads.py), so no threading layer of Numba is involved and the result does not depend on how the work is split.
 
 A projected Gaussian is one row of `packed` (N,12):
-    0-1 mean in pixels   2-4 conic a, b, c   5 opacity   6 2 ln(255 opacity)   7 half height in pixels   8-10 colour   11 z
+    0-1 mean in pixels, 2-4 conic a, b, c, 5 opacity, 6 2 ln(255 opacity), 7 half height in pixels, 8-10 colour, 11 z;
 and a row of gradients is (10): mean in pixels 0-1, conic 2-4, opacity 5, colour 6-8, z 9.
 """
 
@@ -18,7 +18,6 @@ from da3_splat.rendering.constants import FOV_MARGIN, GRADIENTS, KERNEL, MAX_EXT
 _F = np.float32
 _MIN_ALPHA = _F(MIN_ALPHA)
 _ZERO, _ONE, _HALF = _F(0), _F(1), _F(0.5)
-
 
 
 @njit(inline="always")
@@ -212,7 +211,7 @@ def project_backward(
     radii, packed, offsets, gradients, absolute, with_absolute,
     v_means, v_quats, v_scales, v_opacities, v_sh, v_means2d, v_absolute, v_view,
 ):  # fmt: skip
-    """Add the gradients of start..stop to v_* (N,...) and to v_view (3,4), from the per-tile rows offsets[n]:offsets[n+1]."""
+    """Add the gradients of start..stop to v_* (N,...) and v_view (3,4), from the rows offsets[n]:offsets[n+1]."""
     fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
     r = view[:3, :3].copy()
     t = view[:3, 3].copy()
@@ -234,7 +233,6 @@ def project_backward(
         for k in range(offsets[n], offsets[n + 1]):
             for i in range(GRADIENTS):
                 row[i] += gradients[k, i]
-        opacity = packed[n, 5]
         a, b, cc = packed[n, 2], packed[n, 3], packed[n, 4]
         v_px, v_py = row[0], row[1]
         v_a, v_b, v_cc = row[2], row[3], row[4]
@@ -303,8 +301,8 @@ def project_backward(
         # cov2d = J cov_c J^T
         for i in range(3):
             for j in range(3):
-                v_cov_c[i, j] = (
-                    jac[0, i] * (w00 * jac[0, j] + w01 * jac[1, j]) + jac[1, i] * (w01 * jac[0, j] + w11 * jac[1, j])
+                v_cov_c[i, j] = jac[0, i] * (w00 * jac[0, j] + w01 * jac[1, j]) + jac[1, i] * (
+                    w01 * jac[0, j] + w11 * jac[1, j]
                 )
         for j in range(3):
             k0 = jac[0, 0] * cov_c[0, j] + jac[0, 2] * cov_c[2, j]
@@ -345,7 +343,11 @@ def project_backward(
                 v_d1 += s * slope[k, 1]
                 v_d2 += s * slope[k, 2]
         along = v_d0 * d0 + v_d1 * d1 + v_d2 * d2
-        v_eye[0], v_eye[1], v_eye[2] = (v_d0 - along * d0) * unit, (v_d1 - along * d1) * unit, (v_d2 - along * d2) * unit
+        v_eye[0], v_eye[1], v_eye[2] = (
+            (v_d0 - along * d0) * unit,
+            (v_d1 - along * d1) * unit,
+            (v_d2 - along * d2) * unit,
+        )
         for i in range(3):
             v_means[n, i] += r[0, i] * v_c[0] + r[1, i] * v_c[1] + r[2, i] * v_c[2] + v_eye[i]
 
@@ -354,7 +356,9 @@ def project_backward(
             for j in range(3):
                 v_cov[i, j] = 0
                 for k in range(3):
-                    v_cov[i, j] += r[k, i] * (v_cov_c[k, 0] * r[0, j] + v_cov_c[k, 1] * r[1, j] + v_cov_c[k, 2] * r[2, j])
+                    v_cov[i, j] += r[k, i] * (
+                        v_cov_c[k, 0] * r[0, j] + v_cov_c[k, 1] * r[1, j] + v_cov_c[k, 2] * r[2, j]
+                    )
         for i in range(3):
             for j in range(3):
                 s = v_c[i] * means[n, j] + t[i] * v_eye[j]

@@ -1,4 +1,4 @@
-"""Threads for kernels that release the GIL: a pool of this process's own, safe beside other threads and after a fork."""
+"""Threads for kernels that release the GIL: a pool of this process's own, safe beside other threads and forks."""
 
 from __future__ import annotations
 

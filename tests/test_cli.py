@@ -1,0 +1,117 @@
+"""The command line, in process: results on disk, one line and exit code 2 for what a user gets wrong."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from captures import small_capture
+from PIL import Image
+
+from da3_splat import load_ply, load_views
+from da3_splat.cli import main
+
+
+def run(capsys, *arguments):
+    """Exit code, standard output, standard error."""
+    code = 0
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_reconstruct_a_capture(tmp_path, capsys):
+    capture, output = small_capture(tmp_path / "capture", views=3), tmp_path / "out"
+    code, out, err = run(capsys, "reconstruct", capture, "--output", output, "--resolution", 84, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["views"] == 3 and report["poses"] == "given" and report["scale_source"] == "sparse points"
+    assert load_ply(output / "scene.ply").means.shape[1] == report["gaussians_written"]
+    depth = np.load(output / "depth.npz")
+    assert depth["depth"].shape == (3, 56, 84) and depth["world_to_camera"].shape == (3, 4, 4)
+    assert Image.open(output / "depth" / "view_0000.png").size == (84, 56)
+    again, first = load_views(output, resolution=84), load_views(capture, resolution=84)
+    assert np.allclose(again.cameras.world_to_camera, first.cameras.world_to_camera, atol=1e-5)
+    assert again.points is not None
+
+
+def test_reconstruct_two_photos_without_poses(tmp_path, capsys):
+    capture = small_capture(tmp_path / "capture", views=2)
+    code, out, err = run(capsys, "reconstruct", capture / "images", "--output", tmp_path / "out", "--resolution", 84)
+    assert code == 0 and "2 views (da3 poses, scale: none)" in out and out.count("note:") == 1, err
+    assert len(out.splitlines()[0]) < 250
+    code, _, err = run(capsys, "reconstruct", capture / "images", "--output", tmp_path / "o", "--poses", "given")
+    assert code == 2 and "has no cameras" in err
+    code, out, _ = run(capsys, "reconstruct", capture, "--output", tmp_path / "o", "--poses", "da3", "--resolution", 84)
+    assert code == 0 and "da3 poses" in out
+
+
+def bad_inputs(folder):
+    (folder / "empty").mkdir()
+    (folder / "text").mkdir()
+    (folder / "text" / "a.jpg").write_text("hello")
+    capture = small_capture(folder / "missing", views=2)
+    (capture / "images" / "view_0001.png").unlink()
+    yield folder / "nowhere", "nowhere"
+    yield folder / "empty", "no images"
+    yield folder / "text", "a.jpg: not a readable image"
+    yield capture, "view_0001.png: no such image"
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
+    for source, message in bad_inputs(tmp_path):
+        code, out, err = run(capsys, "reconstruct", source, "--output", tmp_path / "out")
+        assert code == 2 and message in err and len(err.strip().splitlines()) == 1 and not out
+    assert not (tmp_path / "out").exists()
+    capture = small_capture(tmp_path / "capture", views=2)
+    code, _, err = run(
+        capsys, "reconstruct", capture, "--output", tmp_path / "out", "--model", tmp_path / "no.safetensors"
+    )
+    assert code == 2 and "no.safetensors" in err
+    (tmp_path / "file").write_text("x")
+    code, _, err = run(capsys, "reconstruct", capture, "--output", tmp_path / "file" / "out", "--resolution", 84)
+    assert code == 2 and len(err.strip().splitlines()) == 1
+
+
+def test_demo(tmp_path, capsys):
+    code, out, err = run(capsys, "demo", "--output", tmp_path / "demo", "--steps", 30, "--json")
+    assert code == 0, err
+    figures = json.loads(out)
+    assert figures["psnr_refined_db"] > figures["psnr_feed_forward_db"] + 1
+    assert Image.open(tmp_path / "demo" / "demo.png").size == (4 * 224 + 3 * 6, 168)
+    assert load_ply(tmp_path / "demo" / "scene.ply").means.shape[1] == figures["gaussians"]
+
+
+def test_info_and_help(capsys):
+    code, out, _ = run(capsys, "info", "--json")
+    assert code == 0 and json.loads(out)["torch"] != "not installed"
+    for command in ([], ["demo"], ["reconstruct"], ["info"]):
+        code, out, _ = run(capsys, *command, "--help")
+        assert code == 0 and "usage: da3-splat" in out
+    code, out, _ = run(capsys, "reconstruct", "--help")
+    assert "da3-splat reconstruct photos/ --output scene/" in out
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys\nfrom da3_splat.cli import main\n"
+        "try: main(['reconstruct', '--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'numba', 'timm', 'pycolmap', 'nerfstudio') if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stderr.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_poses_from_colmap(captures, tmp_path, capsys):
+    code, out, err = run(
+        capsys, "reconstruct", captures / "fox" / "images", "--output", tmp_path, "--poses", "colmap",
+        "--resolution", 168, "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    report = json.loads(out.strip().splitlines()[-1])
+    assert report["views"] >= 12 and report["scale_source"] == "sparse points" and report["poses"] == "colmap"

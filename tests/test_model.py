@@ -1,0 +1,189 @@
+"""The model as a user holds it: frames, scales, saving, loading, the public names."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from captures import small_capture
+
+import da3_splat
+from da3_splat import Views, create_model, load_model, load_views, render, save_model
+from da3_splat.data.synthetic import make_scenes
+from da3_splat.geometry.alignment import Similarity, transform_cameras, transform_gaussians
+from da3_splat.geometry.rotations import quaternion_to_matrix
+from da3_splat.model import camera_similarity, in_user_frame, sparse_depth_ratios
+from da3_splat.refinement import RefinementConfig, refine
+from da3_splat.starting_points import gaussians_at_points, starting_gaussians, thinned
+from da3_splat.types import Geometry
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_model("mini")
+
+
+def posed_views(count=3, seed=11):
+    given, truth = make_scenes(1, count, 56, 84, seed, arc=40)
+    return given, truth
+
+
+def test_embedded_weights_are_small_and_trained(mini):
+    """At most 8 M parameters, and better than an untrained network on worlds it was not trained on."""
+    assert sum(value.numel() for value in mini.parameters()) <= 8e6
+    from da3_splat.metrics import absolute_relative_error
+
+    given, truth = make_scenes(6, 4, 112, 154, seed=77)
+    with torch.no_grad():
+        depth = mini.network(given.images, reference_view="first").depth
+    flat = absolute_relative_error(torch.ones_like(truth.depth), truth.depth)
+    assert absolute_relative_error(depth, truth.depth).mean() < 0.8 * flat.mean()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_posed_views_come_back_in_their_frame(mini, count):
+    """The cameras are the given ones to the bit, for one view, two, or more."""
+    views, _ = posed_views(count)
+    scene = mini.reconstruct(views)
+    assert torch.equal(scene.cameras.world_to_camera, views.cameras.world_to_camera)
+    assert torch.equal(scene.geometry.cameras.intrinsics, views.cameras.intrinsics)
+    assert scene.report["scale_source"] == ("none" if count == 1 else "camera baselines")
+    assert scene.gaussians.means.isfinite().all()
+
+
+def test_a_moved_capture_gives_the_moved_scene(mini):
+    views, _ = posed_views(3)
+    motion = Similarity(torch.tensor(2.7), quaternion_to_matrix(torch.randn(4)), torch.randn(3))
+    moved = replace(views, cameras=transform_cameras(motion, views.cameras))
+    before, after = mini.reconstruct(views), mini.reconstruct(moved)
+    want = transform_gaussians(motion, before.gaussians)
+    assert (after.gaussians.means - want.means).norm() / want.means.norm() < 1e-4
+    assert (after.gaussians.scales - want.scales).norm() / want.scales.norm() < 1e-4
+    assert (
+        render(after.gaussians, moved.cameras).color - render(before.gaussians, views.cameras).color
+    ).abs().max() < 0.02
+
+
+def test_unposed_views_have_the_reference_at_the_origin(mini):
+    views, _ = posed_views(3)
+    scene = mini.reconstruct(replace(views, cameras=None), reference_view=1)
+    assert torch.allclose(scene.cameras.world_to_camera[0, 1], torch.eye(4), atol=1e-5)
+    assert scene.report["poses"] == "da3" and scene.report["scale_source"] == "none"
+    rays = mini.reconstruct(replace(views, cameras=None), reference_view=1, rays=True).geometry.ray_map
+    assert rays.directions.shape[:2] == (1, 3)
+
+
+def test_sparse_points_set_the_scale():
+    """A prediction that is right up to a factor comes back with the true depth, whatever the cameras' distances say."""
+    views, truth = posed_views(3)
+    points = truth.points().reshape(-1, 3)[truth.depth.flatten() > 0][::40]
+    views = replace(views, points=points, point_colors=torch.rand_like(points))
+    prediction = Geometry(depth=truth.depth / 3.5, cameras=truth.cameras, confidence=torch.ones_like(truth.depth))
+    geometry, source = in_user_frame(prediction, views)
+    assert source == "sparse points"
+    seen = truth.depth > 0
+    assert torch.allclose(geometry.depth[seen], truth.depth[seen], rtol=0.02)
+    ratios = torch.cat([ratio for ratio, _, _ in sparse_depth_ratios(truth.depth, views)])
+    assert (ratios - 1).abs().median() < 0.01
+
+
+def test_camera_similarity_of_one_two_and_more():
+    for count in (1, 2, 4):
+        views, _ = posed_views(count)
+        motion = Similarity(
+            torch.tensor(1.0 if count == 1 else 0.4), quaternion_to_matrix(torch.randn(4)), torch.randn(3)
+        )
+        found = camera_similarity(views.cameras, transform_cameras(motion, views.cameras))
+        assert torch.allclose(found.scale[0], motion.scale, rtol=1e-3)
+        assert torch.allclose(found.rotation[0], motion.rotation, atol=1e-3)
+        assert torch.allclose(found.translation[0], motion.translation, atol=1e-2)
+
+
+def test_forward_gives_the_heads_own(mini):
+    images = torch.rand(2, 2, 3, 28, 42)
+    with torch.no_grad():
+        scene = mini(images)
+        fused = mini(images[:1], fuse=True)
+    assert scene.gaussians.means.shape == (2, 2 * 28 * 42, 3) and scene.cameras.world_to_camera.shape == (2, 2, 4, 4)
+    assert fused.gaussians.means.shape[1] <= 2 * 28 * 42
+
+
+def test_save_and_load(tmp_path):
+    model = create_model("mini", sh_degree=2)
+    save_model(model, tmp_path / "a.safetensors", half=False)
+    back = load_model(tmp_path / "a.safetensors")
+    assert back.config == model.config
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), back.state_dict().values()))
+    save_model(model, tmp_path / "half.safetensors")
+    assert (tmp_path / "half.safetensors").stat().st_size < 0.6 * (tmp_path / "a.safetensors").stat().st_size
+
+
+def test_released_files_load_by_preset(tmp_path, capsys):
+    from safetensors.torch import save_file
+    from test_backbone import released_state
+
+    from da3_splat.backbone import create_backbone
+
+    save_file(
+        {k: v.contiguous() for k, v in released_state(create_backbone("da3-small"), 3).items()},
+        tmp_path / "w.safetensors",
+    )
+    model = load_model(tmp_path / "w.safetensors", preset="da3-small")
+    assert model.config.head == "plain"
+    with pytest.raises(ValueError, match="preset="):
+        load_model(tmp_path / "w.safetensors")
+
+
+def test_errors_name_what_is_wrong(tmp_path, mini):
+    with pytest.raises(ValueError, match="no such checkpoint file"):
+        load_model(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"\x80\x04pickle")
+    with pytest.raises(ValueError, match="bad.safetensors: not a readable"):
+        load_model(tmp_path / "bad.safetensors")
+    with pytest.raises(ValueError, match="expected one of mini"):
+        create_model("da3-enormous")
+    with pytest.raises(ValueError, match="batch of 2"):
+        mini.reconstruct(Views(images=torch.rand(2, 1, 3, 28, 42)))
+
+
+def test_starting_gaussians_choose_their_source(mini, tmp_path):
+    views = load_views(small_capture(tmp_path, views=5), resolution=84)
+    scene = mini.reconstruct(views)
+    start = starting_gaussians(scene, views, max_gaussians=3000)
+    assert start.gaussians.means.shape[1] <= 3100
+    exact = make_scenes(1, 5, 56, 84, 7, arc=60)[1]
+    perfect = replace(scene, geometry=replace(scene.geometry, depth=exact.depth))
+    assert starting_gaussians(perfect, views, 3000).source.startswith("network; its depth is")
+    wrong = replace(
+        scene, geometry=replace(scene.geometry, depth=exact.depth * (1 + 0.5 * torch.rand_like(exact.depth)))
+    )
+    assert starting_gaussians(wrong, views, 3000).source.startswith("sparse points")
+    assert starting_gaussians(scene, replace(views, points=None), 3000).source == "network"
+    few = gaussians_at_points(views.points[:1], None)
+    assert few.scales.isfinite().all()
+    assert thinned(scene.gaussians, 100).means.shape[1] == 100
+
+
+def test_refinement_improves_and_repeats(mini, tmp_path):
+    views = load_views(small_capture(tmp_path, views=5), resolution=84)
+    start = starting_gaussians(mini.reconstruct(views), views, max_gaussians=3000).gaussians
+
+    def error(gaussians):
+        return float((render(gaussians, views.cameras).color - views.images).abs().mean())
+
+    first, second = (refine(start, views, RefinementConfig(steps=40)) for _ in range(2))
+    assert error(first) < 0.7 * error(start)
+    assert torch.equal(first.means, second.means)
+    with pytest.raises(ValueError, match="cameras"):
+        refine(start, replace(views, cameras=None))
+
+
+def test_public_names_and_light_import():
+    for name in da3_splat.__all__:
+        assert getattr(da3_splat, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = da3_splat.nothing
+    heavy = ("torch", "numba", "timm", "gsplat", "viser", "nerfstudio")
+    code = f"import sys, da3_splat; print([m for m in {heavy} if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -1,0 +1,292 @@
+"""The Nerfstudio method end to end on a small synthetic capture: train, zero steps, resume, evaluate, export, view.
+
+Each trap of Nerfstudio 1.1.5 that the plugin steps around has an assertion here.
+"""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import plyfile
+import pytest
+import torch
+
+pytest.importorskip("nerfstudio", reason="Nerfstudio is not installed")
+
+from captures import small_capture  # noqa: E402
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig  # noqa: E402
+from nerfstudio.models.splatfacto import SplatfactoModel  # noqa: E402
+from nerfstudio.plugins.registry import discover_methods  # noqa: E402
+from nerfstudio.scripts.eval import ComputePSNR  # noqa: E402
+from nerfstudio.scripts.exporter import ExportGaussianSplat  # noqa: E402
+from nerfstudio.utils import writer  # noqa: E402
+
+from da3_splat.nerfstudio_plugin.cameras import from_nerfstudio  # noqa: E402
+from da3_splat.nerfstudio_plugin.config import da3_splat_method  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Path:
+    """A folder with a capture of nine views."""
+    folder = tmp_path_factory.mktemp("nerfstudio")
+    small_capture(folder / "capture")
+    return folder
+
+
+def config_for(workspace: Path, name: str, steps: int, **changes):
+    config = deepcopy(da3_splat_method.config)
+    config.data = workspace / "capture"
+    config.pipeline.datamanager.dataparser.data = config.data
+    config.output_dir, config.experiment_name, config.timestamp = workspace / "runs", "capture", name
+    config.max_num_iterations, config.vis = steps, "tensorboard"
+    config.machine.device_type = "cpu"
+    config.viewer.quit_on_train_completion = True
+    config.logging.local_writer.enable = False
+    config.pipeline.resolution, config.pipeline.max_gaussians = 84, 3000
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return config
+
+
+def train(config):
+    """What ns-train does with a config, and the trainer it leaves."""
+    from nerfstudio.scripts.train import _set_random_seed
+
+    writer.EVENT_WRITERS.clear()
+    writer.EVENT_STORAGE.clear()
+    writer.GLOBAL_BUFFER.clear()
+    _set_random_seed(config.machine.seed)
+    config.save_config()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    trainer.train()
+    return trainer
+
+
+def evaluate(config, workspace: Path) -> dict:
+    output = workspace / f"eval_{config.timestamp}.json"
+    ComputePSNR(load_config=config.get_base_dir() / "config.yml", output_path=output).main()
+    return json.loads(output.read_text())["results"]
+
+
+def checkpoint_of(config) -> dict:
+    (path,) = config.get_checkpoint_dir().glob("*.ckpt")
+    return torch.load(path, weights_only=True)  # plain values only, or this raises
+
+
+@pytest.fixture(scope="module")
+def trained(workspace):
+    config = config_for(workspace, "trained", 60)
+    return config, train(config)
+
+
+def test_method_is_registered():
+    methods, descriptions = discover_methods()
+    assert "da3-splat" in methods and descriptions["da3-splat"]
+    assert methods["da3-splat"].viewer.websocket_host == "127.0.0.1"
+    assert methods["da3-splat"].machine.device_type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_entry_point_is_light():
+    """Loading it costs ns-train nothing but what it imports anyway: no network, no kernels, no COLMAP."""
+    code = (
+        "import sys, nerfstudio.configs.method_configs\n"
+        "print([m for m in ('numba', 'timm', 'pycolmap', 'da3_splat.model', 'da3_splat.backbone') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip().splitlines()[-1] == "[]", result.stderr
+
+
+def test_cameras_cross_the_border():
+    """A Nerfstudio camera at (0, 0, 4), unrotated, looks down -z: the world origin is 4 ahead of ours."""
+    from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
+
+    pose = torch.eye(4)[None, :3].clone()
+    pose[0, 2, 3] = 4
+    theirs = NerfstudioCameras(camera_to_worlds=pose, fx=20.0, fy=21.0, cx=5.0, cy=4.0, width=11, height=7)
+    ours = from_nerfstudio(theirs)
+    assert (ours.world_to_camera[0, 0] @ torch.tensor([0.0, 1.0, 0.0, 1.0])).tolist() == [0.0, -1.0, 4.0, 1.0]
+    assert ours.intrinsics[0, 0].tolist() == [[20.0, 0, 5.0], [0, 21.0, 4.0], [0, 0, 1]]
+    assert (ours.height, ours.width) == (7, 11)
+
+
+def test_training_improves_on_the_start(trained, workspace):
+    config, trainer = trained
+    assert isinstance(trainer.pipeline.model, SplatfactoModel)
+    results = evaluate(config, workspace)
+    start = config_for(workspace, "start", 0)
+    train(start)
+    assert results["psnr"] > evaluate(start, workspace)["psnr"] + 1
+    # LPIPS weights cannot be downloaded on a machine without a network: real, or not there at all.
+    assert "lpips" not in results or np.isfinite(results["lpips"])
+    assert (config.get_base_dir() / "dataparser_transforms.json").is_file()
+
+
+def test_zero_iterations_evaluate_and_export(workspace):
+    config = config_for(workspace, "zero", 0)
+    trainer = train(config)
+    assert evaluate(config, workspace)["psnr"] > 8
+    export = ExportGaussianSplat(load_config=config.get_base_dir() / "config.yml", output_dir=workspace / "ply")
+    export.main()
+    vertex = plyfile.PlyData.read(str(workspace / "ply" / "splat.ply"))["vertex"]
+    assert 0 < len(vertex) <= trainer.pipeline.model.num_points
+    assert all(np.isfinite(vertex[name]).all() for name in vertex.data.dtype.names)
+
+
+def test_same_config_same_start(workspace):
+    """Nothing is random that need not be: two runs begin with the same Gaussians."""
+    first, second = (train(config_for(workspace, f"same{i}", 0)) for i in range(2))
+    for name, value in first.pipeline.model.gauss_params.items():
+        assert torch.equal(value, second.pipeline.model.gauss_params[name]), name
+
+
+def test_resume_goes_on(workspace):
+    """20 steps, save, load, 20 more: parameters still belong to their optimizers, move, and the loss goes on."""
+    config = config_for(workspace, "first", 20)
+    before = train(config)
+    losses = []
+    resumed = config_for(workspace, "second", 20, load_dir=config.get_checkpoint_dir())
+    trainer = resumed.setup(local_rank=0, world_size=1)
+    writer.EVENT_WRITERS.clear()
+    trainer.setup()
+    assert trainer._start_step == 20
+    start = {name: value.detach().clone() for name, value in trainer.pipeline.model.gauss_params.items()}
+    for name, value in before.pipeline.model.gauss_params.items():
+        assert torch.equal(value, start[name]), name
+    step = trainer.train_iteration
+    trainer.train_iteration = lambda index: losses.append(answer := step(index)) or answer
+    trainer.train()
+    moved = trainer.pipeline.model.gauss_params
+    assert all((moved[name] - start[name]).abs().max() > 0 for name in ("means", "scales", "opacities", "features_dc"))
+    state = checkpoint_of(resumed)
+    assert state["step"] == 39 and state["optimizers"]["means"]["state"][0]["step"] == 40
+    assert sum(float(loss) for loss, _, _ in losses[10:]) < sum(float(loss) for loss, _, _ in losses[:10])
+    fresh = config_for(workspace, "fresh", 1)
+    fresh_loss = float(train(fresh).pipeline.get_train_loss_dict(0)[1]["main_loss"].detach())
+    assert float(losses[0][0]) < fresh_loss
+
+
+def test_resume_with_another_number_of_gaussians(workspace, trained):
+    """A checkpoint that was densified has more Gaussians than a new start; it loads and trains all the same."""
+    _, trainer = trained
+    config = config_for(workspace, "grown", 1)
+    grown = train(config)
+    state = checkpoint_of(config)
+    doubled = {
+        key: torch.cat([value, value]) if "gauss_params" in key else value for key, value in state["pipeline"].items()
+    }
+    for optimizer in state["optimizers"].values():
+        for item in optimizer["state"].values():
+            item.update({k: torch.cat([v, v]) for k, v in item.items() if k != "step"})
+    folder = workspace / "grown_checkpoint"
+    folder.mkdir()
+    torch.save({**state, "pipeline": doubled}, folder / "step-000000000.ckpt")
+    resumed = train(config_for(workspace, "grown2", 3, load_dir=folder))
+    assert resumed.pipeline.model.num_points == 2 * grown.pipeline.model.num_points
+
+
+def test_densification_works_on_the_cpu(workspace):
+    """Splatfacto's own strategy gets what it needs from our renderer: Gaussians are split and duplicated."""
+    config = config_for(workspace, "dense", 22)
+    config.pipeline.model.warmup_length, config.pipeline.model.refine_every = 2, 5
+    config.pipeline.model.densify_grad_thresh = 1e-5
+    trainer = train(config)
+    assert (
+        trainer.pipeline.model.num_points
+        > 1.1 * checkpoint_of(config_for(workspace, "start", 0))["pipeline"]["_model.gauss_params.means"].shape[0]
+    )
+
+
+def test_camera_optimizer_gets_gradients(workspace):
+    config = config_for(workspace, "poses", 3)
+    config.pipeline.model.camera_optimizer.mode = "SO3xR3"
+    adjustment = train(config).pipeline.model.camera_optimizer.pose_adjustment
+    assert adjustment.abs().max() > 0
+
+
+def test_checkpoint_holds_no_network(trained):
+    """Neither the feed-forward network nor a metric's weights are saved with every checkpoint."""
+    config, trainer = trained
+    keys = set(checkpoint_of(config)["pipeline"])
+    assert keys == {f"_model.gauss_params.{name}" for name in trainer.pipeline.model.gauss_params} | {
+        "_model.device_indicator_param"
+    }
+
+
+def test_colmap_dataparser(workspace):
+    """Any posed dataparser will do; this one reads the sparse model that COLMAP wrote."""
+    from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
+
+    pycolmap = pytest.importorskip("pycolmap")
+    capture = workspace / "colmap"
+    write_colmap(pycolmap, workspace / "capture", capture)
+    config = config_for(workspace, "colmap", 2)
+    config.data = capture
+    config.pipeline.datamanager.dataparser = ColmapDataParserConfig(
+        data=capture, colmap_path=Path("sparse/0"), downscale_factor=1, eval_mode="interval"
+    )
+    trainer = train(config)
+    assert trainer.pipeline.model.num_points > 100
+
+
+def write_colmap(pycolmap, source: Path, target: Path) -> None:
+    """The capture at `source` as a COLMAP model with its sparse points."""
+    import shutil
+
+    from da3_splat.data.captures import find_frames
+
+    shutil.copytree(source / "images", target / "images")
+    (target / "sparse" / "0").mkdir(parents=True)
+    frames, points, colors = find_frames(source)
+    lines = [f"1 PINHOLE {frames[0].width} {frames[0].height} " + " ".join(
+        str(float(frames[0].intrinsics[i])) for i in ((0, 0), (1, 1), (0, 2), (1, 2))
+    )]  # fmt: skip
+    (target / "sparse" / "0" / "cameras.txt").write_text("\n".join(lines) + "\n")
+    images = []
+    for index, frame in enumerate(frames):
+        pose = pycolmap.Rigid3d(frame.world_to_camera[:3].numpy())
+        x, y, z, w = pose.rotation.quat
+        numbers = " ".join(str(float(v)) for v in (w, x, y, z, *pose.translation))
+        images.append(f"{index + 1} {numbers} 1 {frame.path.name}\n")
+    (target / "sparse" / "0" / "images.txt").write_text("\n".join(images) + "\n")
+    rows = [
+        f"{i + 1} {p[0]} {p[1]} {p[2]} {int(255 * c[0])} {int(255 * c[1])} {int(255 * c[2])} 0.5"
+        for i, (p, c) in enumerate(zip(points, colors))
+    ]
+    (target / "sparse" / "0" / "points3D.txt").write_text("\n".join(rows) + "\n")
+
+
+def test_viewer_works_while_training(workspace):
+    """The live viewer serves its page on loopback and renders through our renderer during a run."""
+    config = config_for(workspace, "viewed", 8, vis="viewer")
+    config.viewer.websocket_port = None
+    config.viewer.websocket_port_default = 7917
+    writer.EVENT_WRITERS.clear()
+    trainer = config.setup(local_rank=0, world_size=1)
+    trainer.setup()
+    try:
+        host, port = trainer.viewer_state.viser_server.get_host(), trainer.viewer_state.viser_server.get_port()
+        assert host == "127.0.0.1"
+        with urllib.request.urlopen(f"http://{host}:{port}", timeout=20) as page:
+            assert b"<html" in page.read().lower()
+        trainer.train()
+        camera = trainer.pipeline.datamanager.train_dataset.cameras[:1]
+        outputs = trainer.pipeline.model.eval().get_outputs_for_camera(camera)
+        assert outputs["rgb"].shape == (56, 84, 3) and outputs["depth"].shape == outputs["accumulation"].shape == (
+            56,
+            84,
+            1,
+        )
+    finally:
+        trainer.shutdown()
+
+
+def test_stock_dataparser_from_the_command_line_keeps_our_defaults():
+    """`ns-train da3-splat ... nerfstudio-data` still loads sparse points and splits by interval."""
+    dataparser = da3_splat_method.config.pipeline.datamanager.dataparser
+    assert isinstance(dataparser, NerfstudioDataParserConfig)
+    assert dataparser.load_3D_points and dataparser.eval_mode == "interval" and dataparser.eval_interval == 8

@@ -37,7 +37,8 @@ def demo(
         return
     print(
         f"held-out views: {figures['psnr_feed_forward_db']:.1f} dB feed-forward, "
-        f"{figures['psnr_refined_db']:.1f} dB PSNR after {steps} steps; {figures['gaussians']} Gaussians in {figures['seconds']:.0f} s"
+        f"{figures['psnr_refined_db']:.1f} dB PSNR after {steps} steps; "
+        f"{figures['gaussians']} Gaussians in {figures['seconds']:.0f} s"
     )
     print(f"started from: {figures['start']}")
     print(f"{output / 'scene.ply'}\n{output / 'demo.png'}  (input, depth, rendered held-out view, the real one)")

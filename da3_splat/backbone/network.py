@@ -26,7 +26,7 @@ VIEWS_PER_CHUNK = 8  # the heads run on so many views at a time, which bounds th
 
 @dataclass(frozen=True)
 class Features:
-    """What the transformer hands to the heads: taps 4 x (B,S,P,D), camera_tokens (B,S,D), extra {layer: (B,S,P,dim)}."""
+    """What the transformer gives the heads: taps 4 x (B,S,P,D), camera_tokens (B,S,D), extra {layer: (B,S,P,dim)}."""
 
     taps: list[Tensor]
     camera_tokens: Tensor

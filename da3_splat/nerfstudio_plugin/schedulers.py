@@ -1,4 +1,4 @@
-"""A learning-rate schedule that leaves plain floats in checkpoints; the stock ones leave NumPy's, which torch refuses."""
+"""A learning-rate schedule that leaves plain floats in checkpoints (stock ones leave NumPy's, which torch refuses)."""
 
 from __future__ import annotations
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg
 
+FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -115,8 +117,6 @@ def reconstruct(
 
 
 def _views(source: Path, poses: str, resolution: int, max_views: int | None):
-    from dataclasses import replace
-
     from da3_splat.data.captures import find_frames, load_views, read_frames
 
     if poses == "colmap":
@@ -131,6 +131,30 @@ def _views(source: Path, poses: str, resolution: int, max_views: int | None):
     if poses == "da3":
         return replace(views, cameras=None, points=None, point_colors=None)
     return views
+
+
+def check(as_json: Annotated[bool, arg(name="json")] = False) -> None:
+    """Check that this installation computes what it should; exit code 1 where it does not.
+
+    The networks against the official one's numbers, the CPU rasterizer against its oracle, cameras recovered from rays.
+
+    Try: da3-splat check
+
+    Args:
+        as_json: print the table as JSON
+    """
+    from da3_splat.check.run import run_checks
+
+    checks = []
+    for item in run_checks():
+        checks.append(item)
+        if not as_json:
+            verdict = "ok" if item.passed else "FAILED"
+            print(f"{item.name:55} {item.figure:9.2e} {item.unit:19} limit {item.limit:.0e}  {verdict}", flush=True)
+    if as_json:
+        print(json.dumps([{**asdict(item), "passed": item.passed} for item in checks]))
+    if not all(item.passed for item in checks):
+        sys.exit(FAILED)
 
 
 def info(as_json: Annotated[bool, arg(name="json")] = False) -> None:
@@ -191,7 +215,7 @@ def _bar(title: str) -> Callable[[Iterable], Iterable]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Expected errors end in one line and exit code 2, Ctrl-C in 130."""
-    commands = {"demo": demo, "reconstruct": reconstruct, "info": info}
+    commands = {"demo": demo, "reconstruct": reconstruct, "check": check, "info": info}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

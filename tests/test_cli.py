@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from captures import small_capture
 from PIL import Image
 
 from da3_splat import load_ply, load_views
+from da3_splat.check.run import Check
 from da3_splat.cli import main
 
 
@@ -84,6 +86,15 @@ def test_demo(tmp_path, capsys):
     assert figures["psnr_refined_db"] > figures["psnr_feed_forward_db"] + 1
     assert Image.open(tmp_path / "demo" / "demo.png").size == (4 * 224 + 3 * 6, 168)
     assert load_ply(tmp_path / "demo" / "scene.ply").means.shape[1] == figures["gaussians"]
+
+
+def test_check(capsys):
+    """Every row of the table passes, and a broken rasterizer is noticed."""
+    code, out, err = run(capsys, "check", "--json")
+    rows = json.loads(out)
+    assert code == 0 and all(row["passed"] for row in rows), rows
+    assert {row["name"].split("_")[0] for row in rows} >= {"mini", "small", "base"} and len(rows) >= 12
+    assert not replace(Check("x", 1.0, "m", 0.5)).passed
 
 
 def test_info_and_help(capsys):

@@ -21,7 +21,7 @@ from da3_splat.geometry.poses import cameras_from_rays, decode_cameras
 from da3_splat.types import SKY_THRESHOLD, Cameras, Geometry, RayMap
 
 METRIC_FOCAL = 300.0  # the metric model's canonical focal length in pixels (section 4.4)
-VIEWS_PER_CHUNK = 8  # the heads run on so many views at a time, which bounds their memory
+VIEWS_PER_CHUNK = {"cpu": 2, "cuda": 8}  # the heads run on so many views at a time, which bounds their memory
 
 
 @dataclass(frozen=True)
@@ -218,13 +218,15 @@ def _thinned(values: Tensor, limit: int = 4_000_000) -> Tensor:
     return values.flatten()[:: -(-values.numel() // limit)]
 
 
+def views_per_chunk(device: torch.device) -> int:
+    return VIEWS_PER_CHUNK.get(device.type, VIEWS_PER_CHUNK["cuda"])
+
+
 def run_in_chunks(head, taps: list[Tensor]) -> dict[str, Tensor]:
-    """Call `head` on VIEWS_PER_CHUNK views of taps 4 x (B,S,P,D) at a time; its maps (N,...) come back as (B,S,...)."""
+    """Call `head` on a few views of taps 4 x (B,S,P,D) at a time; its maps (N,...) come back as (B,S,...)."""
     batch, views = taps[0].shape[:2]
+    size = views_per_chunk(taps[0].device)
     flat = [tap.flatten(0, 1) for tap in taps]
-    parts = [
-        head([tap[start : start + VIEWS_PER_CHUNK] for tap in flat])
-        for start in range(0, batch * views, VIEWS_PER_CHUNK)
-    ]
+    parts = [head([tap[start : start + size] for tap in flat]) for start in range(0, batch * views, size)]
     joined = parts[0] if len(parts) == 1 else {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     return {k: v.unflatten(0, (batch, views)) for k, v in joined.items()}

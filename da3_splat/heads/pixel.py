@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from da3_splat.backbone.dpt import DPT
-from da3_splat.backbone.network import VIEWS_PER_CHUNK, Features
+from da3_splat.backbone.network import Features, views_per_chunk
 from da3_splat.heads.lifting import lift, lift_released, raw_channels
 from da3_splat.types import Cameras, Gaussians, Geometry
 
@@ -52,9 +52,9 @@ class PixelHead(DPT):
         batch, views, _, height, width = images.shape
         flat_images = images.flatten(0, 1)
         taps = [tap.flatten(0, 1) for tap in features.taps]
-        parts = []
-        for start in range(0, batch * views, VIEWS_PER_CHUNK):
-            chunk = slice(start, start + VIEWS_PER_CHUNK)
+        parts, size = [], views_per_chunk(images.device)
+        for start in range(0, batch * views, size):
+            chunk = slice(start, start + size)
             levels = self.pyramid(
                 [tap[chunk].to(self.scratch.output_conv1.weight.dtype) for tap in taps], height, width
             )

@@ -236,7 +236,7 @@ def main(settings: Settings) -> None:
                 millions, bound = theirs["pairs"] / 1e6, theirs["pairs"] * FLOP_PER_PAIR / peak
                 spent = ours["cpu_seconds"]
                 print(
-                    f"{'':14}{millions:.1f} M pairs x {FLOP_PER_PAIR} operations take {1000 * bound:.0f} ms of one core; "
+                    f"{'':14}{millions:.1f} M pairs x {FLOP_PER_PAIR} operations: {1000 * bound:.0f} ms of one core; "
                     f"ours took {1000 * spent:.0f} ms ({spent / bound:.0f}x)"
                 )
             if limit and ratio < limit:

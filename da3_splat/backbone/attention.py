@@ -62,8 +62,9 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, init_values=scale)
 
     def forward(self, tokens: Tensor, rotary: Rotary | None = None) -> Tensor:  # (B,N,D)
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens), rotary))
-        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        # addcmul is residual + gamma * branch in one pass over memory
+        tokens = torch.addcmul(tokens, self.attn(self.norm1(tokens), rotary), self.ls1.gamma)
+        return torch.addcmul(tokens, self.mlp(self.norm2(tokens)), self.ls2.gamma)
 
 
 class Rotary:

@@ -46,7 +46,7 @@ class ResidualUnit(nn.Module):
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(relu(self.conv1(relu(x))))
+        return self.conv2(self.conv1(relu(x)).relu_()).add_(x)
 
 
 class FusionBlock(nn.Module):
@@ -64,7 +64,7 @@ class FusionBlock(nn.Module):
 
     def forward(self, x: Tensor, lateral: Tensor | None, size: tuple[int, int]) -> Tensor:
         if lateral is not None:
-            x = x + self.resConfUnit1(lateral)
+            x = self.resConfUnit1(lateral).add_(x)
         return interpolate(self.out_conv(self.resConfUnit2(x)), size, mode="bilinear", align_corners=True)
 
 
@@ -102,6 +102,7 @@ class DPT(nn.Module):
         self._add_fusion("", features)
         self.scratch.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.scratch.output_conv2 = _output(features // 2, outputs)
+        self.to(memory_format=torch.channels_last)  # tokens (N,P,D) are maps in this layout already
 
     def _add_fusion(self, suffix: str, features: int) -> None:
         for level in (1, 2, 3, 4):
@@ -142,7 +143,9 @@ class DPT(nn.Module):
 
 
 def _output(channels: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, HIDDEN, 3, padding=1), nn.ReLU(), nn.Conv2d(HIDDEN, outputs, 1))
+    return nn.Sequential(
+        nn.Conv2d(channels, HIDDEN, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(HIDDEN, outputs, 1)
+    )
 
 
 class MonocularHead(DPT):
@@ -184,6 +187,7 @@ class DualDPT(DPT):
                 "5": nn.Conv2d(HIDDEN, 7, 1),
             }
         )  # the indices are those of the released sequence, whose other entries hold no weights
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, features: list[Tensor], height: int, width: int, rays: bool) -> dict[str, Tensor]:
         """depth (N,H,W) = exp, confidence (N,H,W) = 1 + exp; with `rays` also ray (N,h,w,6) and ray_confidence (N,h,w).

@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,12 +22,15 @@ import tyro
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from da3_splat.data.captures import load_views
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.geometry.poses import intrinsics_matrix
 from da3_splat.geometry.rotations import quaternion_to_matrix
 from da3_splat.heads.plain import PlainHead
+from da3_splat.model import load_model
 from da3_splat.rendering import render
 from da3_splat.rendering.constants import MAX_ALPHA, MIN_ALPHA, MIN_TRANSMITTANCE
+from da3_splat.starting_points import starting_gaussians
 from da3_splat.types import Cameras, Gaussians, Geometry
 
 DEMANDED = {"W1": (15.0, 20.0), "W2": (None, 20.0), "W3": (8.0, None)}  # forward, forward + backward
@@ -187,6 +190,43 @@ class Settings:
     """internal: one measurement as workload,backend,backward,repeats"""
 
 
+def fit_of_a_capture() -> dict[str, float]:
+    """Optimisation steps a second on a real capture (fox, 60k Gaussians, one picture a step), with either rasterizer."""
+    folder = Path(os.environ.get("DA3_SPLAT_CAPTURES", Path(__file__).parents[2] / "shared" / "captures")) / "fox"
+    if not folder.is_dir():
+        print("no real capture here ($DA3_SPLAT_CAPTURES): the fit is skipped")
+        return {}
+    torch.set_num_threads(os.cpu_count() or 1)
+    views = load_views(folder)
+    scene = load_model("mini").reconstruct(views)
+    start = starting_gaussians(scene, views, 60_000).gaussians
+    speeds = {}
+    for name, steps in (("ours", 20), ("torch", 2)):
+        values = {
+            field: getattr(start, field).clone().requires_grad_()
+            for field in ("means", "quats", "scales", "opacities", "sh")
+        }
+        optimizer = torch.optim.Adam(values.values(), lr=1e-4)
+        began = time.perf_counter()
+        for step in range(steps):
+            camera = views.cameras.select([step % 14])
+            gaussians = replace(start, **values)
+            if name == "ours":
+                color = render(gaussians, camera).color[0, 0]
+            else:
+                color = torch_rasterize(gaussians, camera)[0][0, ..., :3].permute(2, 0, 1)
+            optimizer.zero_grad()
+            (color - views.images[0, step % 14]).abs().mean().backward()
+            optimizer.step()
+        speeds[f"{name}_steps_per_second"] = steps / (time.perf_counter() - began)
+    height, width = views.images.shape[-2:]
+    print(
+        f"fit of fox, {start.means.shape[1]} Gaussians at {width}x{height}: {speeds['ours_steps_per_second']:.2f} steps a "
+        f"second, with the vectorised torch {speeds['torch_steps_per_second']:.3f}"
+    )
+    return speeds
+
+
 def in_own_process(name: str, backend: str, backward: bool, repeats: int) -> dict[str, float]:
     job = f"{name},{backend},{int(backward)},{repeats}"
     out = subprocess.run([sys.executable, __file__, "--worker", job], capture_output=True, text=True, check=False)
@@ -245,6 +285,7 @@ def main(settings: Settings) -> None:
                 missed.append(f"{name} memory 1/{memory:.1f} > 1/8")
     if settings.json:
         settings.json.write_text(json.dumps({**asdict(settings), "json": None, "results": numbers}, indent=1))
+    numbers["fit"] = fit = fit_of_a_capture()
     w1 = numbers["W1 fwd+bwd"]["wall_ratio"]
     print(
         f"forward and backward on W1: {w1:.0f} times the vectorised torch" + (f"; missed: {missed}" if missed else "")

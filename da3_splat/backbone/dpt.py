@@ -102,7 +102,6 @@ class DPT(nn.Module):
         self._add_fusion("", features)
         self.scratch.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
         self.scratch.output_conv2 = _output(features // 2, outputs)
-        self.to(memory_format=torch.channels_last)  # tokens (N,P,D) are maps in this layout already
 
     def _add_fusion(self, suffix: str, features: int) -> None:
         for level in (1, 2, 3, 4):
@@ -187,7 +186,6 @@ class DualDPT(DPT):
                 "5": nn.Conv2d(HIDDEN, 7, 1),
             }
         )  # the indices are those of the released sequence, whose other entries hold no weights
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, features: list[Tensor], height: int, width: int, rays: bool) -> dict[str, Tensor]:
         """depth (N,H,W) = exp, confidence (N,H,W) = 1 + exp; with `rays` also ray (N,h,w,6) and ray_confidence (N,h,w).

@@ -54,7 +54,7 @@ class _Rasterize(torch.autograd.Function):
         ctx.pictures = pictures if differentiable else None
         ctx.shapes = [(tensor.shape, tensor.dtype) for tensor in (means, quats, scales, opacities, sh, world_to_camera)]
         outputs = tuple(
-            torch.from_numpy(np.stack([getattr(picture, name) for picture in pictures]))
+            torch.from_numpy(_stacked([getattr(picture, name) for picture in pictures]))
             for name in ("color", "alpha", "means2d", "radii")
         )
         ctx.mark_non_differentiable(*outputs[2:])
@@ -82,6 +82,10 @@ class _Rasterize(torch.autograd.Function):
             ctx.probe.absgrad = torch.from_numpy(v_absolute)
         typed = [torch.from_numpy(g).to(dtype) for g, (_, dtype) in zip(gradients, ctx.shapes)]
         return (*typed, None, torch.from_numpy(v_means2d), None)
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0][None] if len(arrays) == 1 else np.stack(arrays)  # one picture is not copied
 
 
 @dataclass
@@ -118,13 +122,11 @@ def _draw(gaussians, view, intrinsics, settings: Settings, differentiable: bool)
         CHUNK,
     )  # fmt: skip
     order = _depth_order(packed, tiles)
-    area = (tiles[:, 1] - tiles[:, 0]).astype(np.int64) * (tiles[:, 3] - tiles[:, 2])
-    area[radii[:, 0] == 0] = 0
     counts = np.zeros(rows * columns, np.int64)
     parallel(lambda start, stop: tile_kernels.count_tiles(start, stop, order, tiles, columns, counts), rows, 4)
     begin = np.concatenate([[0], np.cumsum(counts)])
     gaussian = np.empty(begin[-1], np.int32)
-    offsets = np.concatenate([[0], np.cumsum(area)]) if differentiable else np.zeros(1, np.int64)
+    offsets = _offsets(tiles, radii) if differentiable else np.zeros(1, np.int64)
     slot = np.empty(begin[-1] if differentiable else 0, np.int64)
     cursor = begin[:-1].copy()
     parallel(
@@ -190,9 +192,19 @@ def _draw_backward(gaussians, view, intrinsics, settings, picture, v_color, v_al
     v_view[:3] += pieces.sum(axis=0, dtype=np.float64).astype(np.float32)
 
 
+def _offsets(tiles: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """Where each Gaussian's rows of the gradient buffer begin (N+1): one row for every tile it touches."""
+    area = (tiles[:, 1] - tiles[:, 0]).astype(np.int64) * (tiles[:, 3] - tiles[:, 2])
+    area[radii[:, 0] == 0] = 0
+    return np.concatenate([[0], np.cumsum(area)])
+
+
 def _depth_order(packed: np.ndarray, tiles: np.ndarray) -> np.ndarray:
     """Gaussians that touch a tile, nearest first, ties by index: one sort of (depth bits, index) as 64-bit integers."""
     visible = np.flatnonzero((tiles[:, 1] > tiles[:, 0]) & (tiles[:, 3] > tiles[:, 2]))
-    bits = packed[visible, 11].view(np.uint32).astype(np.uint64)  # z >= 0: the order of floats is that of their bits
-    keys = np.sort((bits << np.uint64(32)) | visible.astype(np.uint64))
-    return (keys & np.uint64(0xFFFFFFFF)).astype(np.int32)
+    keys = packed[visible, 11].view(np.uint32).astype(np.uint64)  # z >= 0: the order of floats is that of their bits
+    keys <<= np.uint64(32)
+    keys |= visible.view(np.uint64)
+    keys.sort()
+    keys &= np.uint64(0xFFFFFFFF)
+    return keys.astype(np.int32)

@@ -18,12 +18,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from da3_splat.backbone.checkpoints import LICENSES, load_checkpoint, preset_of, resolve
-from da3_splat.backbone.network import DepthAnything3, NestedDepthAnything3
+from da3_splat.backbone.checkpoints import load_checkpoint, preset_of, resolve
+from da3_splat.backbone.network import DepthAnything3, NestedDepthAnything3, metres
 from da3_splat.backbone.presets import NESTED, PRESETS, create_backbone
 from da3_splat.fusion.pruning import prune
 from da3_splat.geometry.alignment import Similarity, transform_cameras, transform_gaussians, umeyama
-from da3_splat.geometry.frames import baseline_scale, cameras_for_encoder
+from da3_splat.geometry.frames import baseline_scale, cameras_for_encoder, known_poses
 from da3_splat.geometry.projection import project
 from da3_splat.heads.pixel import PixelHead
 from da3_splat.heads.plain import PlainHead
@@ -73,38 +73,48 @@ class Da3Splat(nn.Module):
         """A scene (batch size 1) from posed or unposed views.
 
         Posed views come back in the frame and scale they came in: the cameras are the given ones exactly, and depth is
-        scaled by the sparse points where the views bring some, else by the distances between the cameras. Unposed views
-        have the reference camera at the origin. `report` says where scale and poses came from, and the times.
+        scaled by the sparse points where the views bring some, else by the distances between the cameras. Views whose
+        pose is NaN get the network's, moved into the frame of the given ones (the released weights were never tried on
+        such a mixture). Unposed views have the reference camera at the origin. A monocular or metric model needs all
+        cameras. `report` says where scale and poses came from, and the times.
         """
         if views.images.shape[0] != 1:
             raise ValueError(f"reconstruct: expected one scene, got a batch of {views.images.shape[0]}")
-        if not self.network.predicts_cameras:
-            raise ValueError(f"reconstruct: {self.config.preset} predicts no cameras; take an any-view model")
         device = next(self.parameters()).device
         views = views.to(device)
+        if views.cameras is not None and not bool(known_poses(views.cameras).any()):
+            views = replace(views, cameras=None)
         began = time.perf_counter()
+        if not self.network.predicts_cameras:
+            return self._reconstruct_monocular(views, began)
         encoder_cameras = None if views.cameras is None else cameras_for_encoder(views.cameras)
         geometry, features = self._geometry(views.images, encoder_cameras, reference_view=reference_view, **options)
         geometry = self._in_metres(geometry, views.images)
         seen = time.perf_counter()
-        report: dict[str, object] = {"poses": "given" if views.cameras is not None else "da3"}
+        report: dict[str, object] = {"poses": "da3"}
         predicted = geometry.cameras
         if views.cameras is not None:
+            known = known_poses(views.cameras)
+            report["poses"] = "given" if bool(known.all()) else f"given for {int(known.sum())}, da3 for the others"
             geometry, report["scale_source"] = in_user_frame(geometry, views)
         else:
             geometry = at_origin(geometry, int(features.reference[0]))
             report["scale_source"] = "metric model" if geometry.metric_scale is not None else "none"
         gaussians = self._lift_in(geometry, predicted, features, views)
-        pixels = gaussians.means.shape[1]
-        gaussians = prune(gaussians)
-        report |= {
-            "views": views.images.shape[1],
-            "gaussians": gaussians.means.shape[1],
-            "dropped": pixels - gaussians.means.shape[1],
-            "network_seconds": seen - began,
-            "lifting_seconds": time.perf_counter() - seen,
-        }
-        return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report)
+        return _finished(geometry, gaussians, report, began, seen)
+
+    def _reconstruct_monocular(self, views: Views, began: float) -> Scene:
+        """Every view by itself, laid from its given camera; the metric model's depth becomes metres."""
+        if views.cameras is None or not bool(known_poses(views.cameras).all()):
+            raise ValueError(f"reconstruct: {self.config.preset} predicts no cameras, so every view must bring one")
+        features = self.network.encode(views.images)
+        geometry = replace(self.network.decode(features), cameras=views.cameras)
+        source = "none"
+        if self.config.preset == "da3metric-large":
+            geometry, source = replace(geometry, depth=metres(geometry.depth, views.cameras)), "metric model"
+        seen = time.perf_counter()
+        gaussians = self.gs_head(features, views.images, geometry)
+        return _finished(geometry, gaussians, {"poses": "given", "scale_source": source}, began, seen)
 
     def _geometry(self, images: Tensor, cameras: Cameras | None, **options):
         encode_options = {key: options.pop(key) for key in ("reference_view",) if key in options}
@@ -136,6 +146,20 @@ class Da3Splat(nn.Module):
         return transform_gaussians(camera_similarity(predicted, geometry.cameras), gaussians)
 
 
+def _finished(geometry: Geometry, gaussians: Gaussians, report: dict, began: float, seen: float) -> Scene:
+    """The scene of pruned Gaussians, and its report completed; network and lifting began at `began` and `seen`."""
+    pixels = gaussians.means.shape[1]
+    gaussians = prune(gaussians)
+    report |= {
+        "views": geometry.depth.shape[1],
+        "gaussians": gaussians.means.shape[1],
+        "dropped": pixels - gaussians.means.shape[1],
+        "network_seconds": seen - began,
+        "lifting_seconds": time.perf_counter() - seen,
+    }
+    return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report)
+
+
 def camera_similarity(source: Cameras, target: Cameras) -> Similarity:
     """The similarity (B) that takes camera positions, and points a unit before and beside them, to those of `target`.
 
@@ -153,20 +177,32 @@ def camera_similarity(source: Cameras, target: Cameras) -> Similarity:
 
 
 def in_user_frame(geometry: Geometry, views: Views) -> tuple[Geometry, str]:
-    """`geometry` with the given cameras and its depth in their scale, and what fixed that scale."""
-    predicted, given = geometry.cameras, views.cameras
-    source, scale = "none", None
+    """`geometry` with the given cameras and its depth in their scale, and what fixed that scale.
+
+    Cameras that are not known (NaN) are the predicted ones, moved by the similarity that fits the known ones.
+    """
+    known = known_poses(views.cameras)[0]
+    predicted, given = geometry.cameras.select(known), views.cameras.select(known)
+    source, scale = "none", geometry.depth.new_ones(1)
+    if geometry.metric_scale is not None:
+        source = "metric model"
+    baselines = baseline_scale(predicted, given)
+    if not bool(baselines.isnan()):
+        source, scale = "camera baselines", baselines
+    moved = transform_cameras(camera_similarity(predicted, given), geometry.cameras)
+    mask = known[None, :, None, None]
+    cameras = replace(
+        views.cameras,
+        world_to_camera=torch.where(mask, views.cameras.world_to_camera, moved.world_to_camera),
+        intrinsics=torch.where(views.cameras.intrinsics.isfinite(), views.cameras.intrinsics, moved.intrinsics),
+    )
     if views.points is not None:
-        hits = sparse_depth_ratios(geometry.depth, views)
-        ratios = torch.cat([ratio for ratio, _, _ in hits])
+        hits = sparse_depth_ratios(geometry.depth, replace(views, cameras=cameras))
+        ratios = torch.cat([ratio for (ratio, _, _), given_pose in zip(hits, known) if given_pose])
         if len(ratios) >= MIN_SPARSE_HITS:
             source, scale = "sparse points", ratios.median()[None]
-    if scale is None and not bool(baseline_scale(predicted, given).isnan()):
-        source, scale = "camera baselines", baseline_scale(predicted, given)
-    if scale is None:
-        scale = geometry.depth.new_ones(1)
     depth = geometry.depth * scale[:, None, None, None]
-    return replace(geometry, depth=depth, cameras=given, ray_map=None), source
+    return replace(geometry, depth=depth, cameras=cameras, ray_map=None), source
 
 
 def sparse_depth_ratios(depth: Tensor, views: Views) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -245,8 +281,6 @@ def load_model(
             raise ValueError(f"{source}: this file does not name its model; say which one with preset=")
         giant = NESTED.get(preset, (preset,))[0] == "da3-giant"
         model = create_model(preset, rules="released") if giant else _build(SplatConfig(preset))
-        if preset in LICENSES:
-            print(f"{source}: these weights are licensed {LICENSES[preset]} (no commercial use)")
     else:
         model = _build(config)
     load_checkpoint(model, path)

@@ -133,6 +133,75 @@ def test_pose_from_rays_runs_and_fills_the_ray_map():
     assert bool(geometry.cameras.world_to_camera.isfinite().all())
 
 
+def tiny_monocular():
+    """A monocular network of the released kind, small enough for a test."""
+    from da3_splat.backbone.dpt import MonocularHead
+    from da3_splat.backbone.network import DepthAnything3
+
+    return DepthAnything3(
+        VisionTransformer(48, 4, 3, (0, 1, 2, 3), None, False), MonocularHead(48, 16, (16,) * 4)
+    ).eval()
+
+
+def test_sky_is_filled_scene_by_scene():
+    """Sky takes the 99th percentile of the other depths of its own scene; ten pixels or fewer are left alone."""
+    from da3_splat.backbone.network import fill_sky
+    from da3_splat.types import Geometry
+
+    depth = torch.arange(2 * 20 * 10, dtype=torch.float32).reshape(2, 1, 20, 10)
+    score = torch.zeros_like(depth)
+    score[:, :, :2] = 0.3
+    score[1, 0, 1, 3:] = 0.0
+    score[1, 0, 0, 5:] = 0.0
+    filled = fill_sky(Geometry(depth=depth), score)
+    want = torch.quantile(depth[0, 0, 2:], 0.99)
+    assert torch.allclose(filled.depth[0, 0, :2], want) and torch.equal(filled.depth[0, 0, 2:], depth[0, 0, 2:])
+    assert torch.equal(filled.depth[1], depth[1])  # eight pixels of sky are too few to say so
+    assert int(filled.sky_mask[0].sum()) == 20
+
+
+def test_nested_scaling_golden(golden_cases):
+    import numpy as np
+
+    from da3_splat.backbone.network import _metric_scale, fill_sky, metres, scale_to_metres
+    from da3_splat.types import Cameras, Geometry
+
+    g = {key: torch.from_numpy(value) for key, value in np.load(golden_cases / "geom_sky_metric.npz").items()}
+    bottom = torch.tensor([0, 0, 0, 1.0]).expand(1, 2, 1, 4)
+    cameras = Cameras(world_to_camera=torch.cat([g["w2c"], bottom], dim=2), intrinsics=g["K"], height=20, width=30)
+    geometry = Geometry(depth=g["depth"], confidence=g["conf"], cameras=cameras)
+    assert torch.allclose(fill_sky(geometry, g["sky"]).depth, g["mono_depth_out"], rtol=1e-5)
+    metric = metres(g["metric"], cameras)
+    assert torch.allclose(metric, g["metric_scaled"], rtol=1e-5)
+    scale = _metric_scale(g["depth"][0], g["conf"][0], metric[0], g["sky"][0] >= 0.3)
+    assert torch.allclose(scale, g["scale"], rtol=1e-5)
+    nested = scale_to_metres(geometry, scale[None], g["sky"])
+    assert torch.allclose(nested.depth, g["nested_depth"], rtol=1e-5)
+    assert torch.allclose(nested.confidence, g["nested_conf"], rtol=1e-5)
+    assert torch.allclose(nested.cameras.world_to_camera[..., :3, :], g["nested_extr"], atol=1e-5)
+
+
+def test_half_precision_is_close():
+    network = recipe.fill(create_backbone("da3-small"))
+    images = torch.stack([recipe.image(view, 56, 70) for view in range(3)])[None].permute(0, 1, 4, 2, 3) / 255
+    with torch.no_grad():
+        exact = network(images, reference_view=0)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = network(images, reference_view=0)
+    for a, b in ((half.depth, exact.depth), (half.cameras.world_to_camera, exact.cameras.world_to_camera)):
+        assert a.dtype == torch.float32 and (a - b).norm() / b.norm() < 2e-2
+
+
+def test_features_of_chosen_layers_in_input_order():
+    network = create_backbone("mini").eval()
+    images = torch.rand(1, 3, 3, 28, 42)
+    with torch.no_grad():
+        a = network.encode(images, reference_view=2, extra_layers=(1, 6)).extra
+        b = network.encode(images[:, [2, 0, 1]], reference_view=0, extra_layers=(1, 6)).extra
+    assert a.keys() == {1, 6} and a[6].shape == (1, 3, 6, 192)
+    assert torch.allclose(a[6][:, [2, 0, 1]], b[6], atol=1e-4)
+
+
 def test_errors_of_the_network():
     network = create_backbone("mini")
     with pytest.raises(ValueError, match="multiples of 14"):
@@ -255,6 +324,34 @@ def test_wrong_checkpoints_are_refused(tmp_path):
             load_checkpoint(network, tmp_path / name)
     with pytest.raises(ValueError, match="no such checkpoint file"):
         load_checkpoint(network, tmp_path / "missing.safetensors")
+
+
+def test_hub_ids_download_once_and_say_their_licence(tmp_path, monkeypatch, capsys):
+    """The hub's client is asked for the file of the repository at the revision; without a network one line says so."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    network = create_backbone("da3-small")
+    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "model.safetensors")
+    asked = []
+
+    def download(repository, name, revision=None):
+        asked.append((repository, name, revision))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for _ in range(2):
+        load_checkpoint(create_backbone("da3-small"), "depth-anything/DA3-SMALL", revision="abc")
+    assert asked == [("depth-anything/DA3-SMALL", "model.safetensors", "abc")] * 2
+    assert capsys.readouterr().out.count("licensed Apache-2.0") == 1
+
+    def offline(*_, **__):
+        raise LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(ValueError, match="DA3-GIANT: the model hub cannot be reached"):
+        load_checkpoint(network, "depth-anything/DA3-GIANT")
+    assert "CC BY-NC 4.0" in capsys.readouterr().out
 
 
 def test_names_resolve():

@@ -88,6 +88,54 @@ def test_sparse_points_set_the_scale():
     assert (ratios - 1).abs().median() < 0.01
 
 
+def test_some_cameras_given(mini):
+    """Known cameras come back exactly, the others are finite and in the same frame; all NaN is no camera at all."""
+    views, _ = posed_views(4)
+    pose = views.cameras.world_to_camera.clone()
+    pose[:, 0] = float("nan")
+    pose[:, 2] = float("nan")
+    scene = mini.reconstruct(replace(views, cameras=replace(views.cameras, world_to_camera=pose)))
+    assert torch.equal(scene.cameras.world_to_camera[:, [1, 3]], views.cameras.world_to_camera[:, [1, 3]])
+    assert bool(scene.cameras.world_to_camera.isfinite().all()) and bool(scene.gaussians.means.isfinite().all())
+    assert scene.report["poses"] == "given for 2, da3 for the others"
+    none = mini.reconstruct(
+        replace(views, cameras=replace(views.cameras, world_to_camera=torch.full_like(pose, torch.nan)))
+    )
+    assert none.report["poses"] == "da3"
+
+
+def test_unknown_cameras_follow_the_known_ones():
+    """A prediction that is the truth up to a similarity puts the unknown camera where it truly is."""
+    views, truth = posed_views(5)
+    motion = Similarity(torch.tensor(0.3), quaternion_to_matrix(torch.randn(4)), torch.randn(3))
+    prediction = Geometry(depth=0.3 * truth.depth, cameras=transform_cameras(motion, truth.cameras))
+    pose = views.cameras.world_to_camera.clone()
+    pose[:, 3] = float("nan")
+    partly = replace(views, cameras=replace(views.cameras, world_to_camera=pose))
+    geometry, source = in_user_frame(prediction, partly)
+    assert source == "camera baselines"
+    assert torch.allclose(geometry.cameras.world_to_camera, truth.cameras.world_to_camera, atol=1e-3)
+    assert torch.allclose(geometry.depth, truth.depth, rtol=1e-3)
+
+
+def test_metric_model_gives_metres_from_given_cameras():
+    from test_backbone import tiny_monocular
+
+    from da3_splat.backbone.network import metres
+    from da3_splat.heads.plain import PlainHead
+    from da3_splat.model import Da3Splat, SplatConfig
+
+    views, _ = posed_views(2)
+    model = Da3Splat(tiny_monocular(), PlainHead(), SplatConfig("da3metric-large")).eval()
+    scene = model.reconstruct(views)
+    assert scene.report["scale_source"] == "metric model"
+    with torch.no_grad():
+        raw = model.network(views.images)
+    assert torch.allclose(scene.geometry.depth, metres(raw.depth, views.cameras))
+    with pytest.raises(ValueError, match="every view must bring one"):
+        model.reconstruct(replace(views, cameras=None))
+
+
 def test_camera_similarity_of_one_two_and_more():
     for count in (1, 2, 4):
         views, _ = posed_views(count)

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 HEAD_PREFIX = "gs_head."  # the Gaussian head's keys in a released file; a bare backbone leaves them alone
-LICENSES = {
-    "da3-giant": "CC BY-NC 4.0",
-    "da3-large": "CC BY-NC 4.0",
-    "da3nested-giant-large": "CC BY-NC 4.0",
-}
+NON_COMMERCIAL = ("da3-giant", "da3-large", "da3nested-giant-large")
 INDEX_NAME = "model.safetensors.index.json"
 
 
@@ -121,7 +118,17 @@ def resolve(source: str | Path, revision: str | None = None) -> Path:
     return _download(str(source), revision)
 
 
+@cache
+def announce_license(hub_id: str) -> None:
+    """Print the licence of released weights, once a process."""
+    preset = preset_of(hub_id)
+    if preset is not None:
+        terms = "CC BY-NC 4.0 (no commercial use)" if preset in NON_COMMERCIAL else "Apache-2.0"
+        print(f"{hub_id}: these weights are licensed {terms}")
+
+
 def _download(hub_id: str, revision: str | None) -> Path:
+    announce_license(hub_id)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 

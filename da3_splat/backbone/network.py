@@ -155,12 +155,17 @@ class NestedDepthAnything3(nn.Module):
     def to_metres(self, geometry: Geometry, images: Tensor) -> Geometry:
         """Scale `geometry` of the any-view branch (B,S) so that it fits the metric branch's depth of `images`."""
         metric = self.da3_metric(images)
-        focal = geometry.cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2].mean(dim=-1)
-        metric_depth = metric.depth * (focal / METRIC_FOCAL)[..., None, None]
+        metric_depth = metres(metric.depth, geometry.cameras)
         scales = [
             _metric_scale(*item) for item in zip(geometry.depth, geometry.confidence, metric_depth, metric.sky_mask)
         ]
         return scale_to_metres(geometry, torch.stack(scales), metric.sky)
+
+
+def metres(depth: Tensor, cameras: Cameras) -> Tensor:
+    """Depth (B,S,H,W) of the metric model in metres: times the mean focal length of its camera over 300 pixels."""
+    focal = cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2].mean(dim=-1)
+    return depth * (focal / METRIC_FOCAL)[..., None, None]
 
 
 def scale_to_metres(geometry: Geometry, scale: Tensor, sky: Tensor) -> Geometry:

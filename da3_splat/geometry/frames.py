@@ -10,9 +10,16 @@ from torch import Tensor
 from da3_splat.types import Cameras
 
 
+def known_poses(cameras: Cameras) -> Tensor:
+    """(B,V) bool: which cameras have a pose; a pose with a NaN or infinite number is not known."""
+    return cameras.world_to_camera.isfinite().all(dim=-1).all(dim=-1)
+
+
 def relative_to_first(cameras: Cameras) -> Cameras:
-    """The same cameras in a world where the first one is the origin."""
-    return replace(cameras, world_to_camera=cameras.world_to_camera @ cameras.camera_to_world[:, :1])
+    """The same cameras in a world where the first one with a known pose is the origin."""
+    first = known_poses(cameras).float().argmax(dim=1)
+    anchor = cameras.camera_to_world[torch.arange(len(first), device=first.device), first]
+    return replace(cameras, world_to_camera=cameras.world_to_camera @ anchor[:, None])
 
 
 def scaled(cameras: Cameras, scale: Tensor) -> Cameras:
@@ -25,7 +32,7 @@ def scaled(cameras: Cameras, scale: Tensor) -> Cameras:
 def cameras_for_encoder(cameras: Cameras) -> Cameras:
     """Given cameras as DA3's encoder wants them: relative to the first, median distance 1 (divided by >= 0.1)."""
     cameras = relative_to_first(cameras)
-    distance = cameras.centers.norm(dim=-1).median(dim=1).values.clamp_min(0.1)
+    distance = cameras.centers.norm(dim=-1).nanmedian(dim=1).values.clamp_min(0.1)
     return scaled(cameras, 1 / distance)
 
 

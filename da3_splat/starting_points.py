@@ -9,8 +9,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from da3_splat.geometry.user_frame import MIN_SPARSE_HITS, sparse_depth_ratios
 from da3_splat.heads.lifting import FOOTPRINT
-from da3_splat.model import MIN_SPARSE_HITS, sparse_depth_ratios
 from da3_splat.spherical_harmonics import rgb_to_dc
 from da3_splat.types import Gaussians, Geometry, Scene, Views
 

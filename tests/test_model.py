@@ -13,7 +13,7 @@ from da3_splat import Views, create_model, load_model, load_views, render, save_
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.geometry.alignment import Similarity, transform_cameras, transform_gaussians
 from da3_splat.geometry.rotations import quaternion_to_matrix
-from da3_splat.model import camera_similarity, in_user_frame, sparse_depth_ratios
+from da3_splat.geometry.user_frame import camera_similarity, in_user_frame, sparse_depth_ratios
 from da3_splat.refinement import RefinementConfig, refine
 from da3_splat.starting_points import gaussians_at_points, starting_gaussians, thinned
 from da3_splat.types import Geometry

@@ -53,7 +53,7 @@ def reconstruct(
     poses: Literal["auto", "da3", "colmap", "given"] = "auto",
     resolution: int = 504,
     max_views: int | None = None,
-    device: str = "auto",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn photos into a 3D Gaussian scene in one pass.
@@ -78,7 +78,7 @@ def reconstruct(
     import time
 
     began = time.perf_counter()
-    views = _views(input, poses, resolution, max_views)
+    views = _views(input, output, poses, resolution, max_views)
 
     import torch
 
@@ -86,10 +86,14 @@ def reconstruct(
     from da3_splat.model import load_model
 
     loaded = time.perf_counter()
-    network = load_model(
-        model, "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
-    )
-    scene = network.reconstruct(views)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device here; leave it out or say --device cpu")
+    try:
+        scene = load_model(model, device).reconstruct(views).to("cpu")
+    except torch.OutOfMemoryError as error:
+        raise ValueError("the GPU ran out of memory; use fewer views (--max-views) or a lower --resolution") from error
     if poses == "colmap":
         scene.report["poses"] = "colmap"
     done = time.perf_counter()
@@ -116,15 +120,23 @@ def reconstruct(
         )
 
 
-def _views(source: Path, poses: str, resolution: int, max_views: int | None):
-    from da3_splat.data.captures import find_frames, load_views, read_frames
+def _views(source: Path, output: Path, poses: str, resolution: int, max_views: int | None):
+    from da3_splat.data.captures import evenly_spaced, find_frames, load_views, read_frames
 
+    frames, _, _ = find_frames(source)
+    paths = [getattr(frame, "path", frame) for frame in frames]
+    written = [(output / name).resolve() for name in ("transforms.json", "images", "depth")]
+    for path in (source, source / "transforms.json", *paths):
+        if any(path.resolve().is_relative_to(target) for target in written):
+            raise ValueError(f"{output}: writing here would replace the input; choose another --output")
     if poses == "colmap":
         from da3_splat.io.colmap import run_colmap
 
-        frames, _, _ = find_frames(source)
-        paths = [getattr(frame, "path", frame) for frame in frames]
-        return read_frames(*run_colmap(paths, _say), resolution, _bar("reading"))
+        paths = evenly_spaced(paths, max_views)
+        placed, points, colors = run_colmap(paths, _say)
+        if len(placed) < len(paths):
+            print(f"note: COLMAP placed {len(placed)} of {len(paths)} photos; the others are left out", file=sys.stderr)
+        return read_frames(placed, points, colors, resolution, _bar("reading"))
     views = load_views(source, resolution, max_views, _bar("reading"))
     if poses == "given" and views.cameras is None:
         raise ValueError(f"{source}: --poses given, but this input has no cameras")

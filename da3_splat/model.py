@@ -23,7 +23,7 @@ from da3_splat.backbone.network import DepthAnything3, NestedDepthAnything3, met
 from da3_splat.backbone.presets import NESTED, PRESETS, create_backbone
 from da3_splat.fusion.pruning import prune
 from da3_splat.geometry.alignment import Similarity, transform_gaussians
-from da3_splat.geometry.frames import baseline_scale, cameras_for_encoder, known_poses
+from da3_splat.geometry.frames import cameras_for_encoder, known_poses
 from da3_splat.geometry.user_frame import at_origin, camera_similarity, in_user_frame
 from da3_splat.heads.pixel import PixelHead
 from da3_splat.heads.plain import PlainHead
@@ -59,13 +59,17 @@ class Da3Splat(nn.Module):
         The Gaussians are the head's own, one a pixel; `fuse` drops those that nobody sees (batch size 1). `options` are
         those of the network's forward (reference_view, pose_from, rays).
         """
+        if not self.network.predicts_cameras:
+            raise ValueError(f"forward: {self.config.preset} predicts no cameras; reconstruct posed views with it")
         geometry, features = self._geometry(images, cameras, **options)
-        gaussians = self._lift(features, images, geometry, cameras)
-        return Scene(
-            geometry=self._in_metres(geometry, images),
-            gaussians=prune(gaussians) if fuse else gaussians,
-            cameras=geometry.cameras,
-        )
+        gaussians = self.gs_head(features, images, geometry, cameras)
+        geometry = self._in_metres(geometry, images)
+        if geometry.metric_scale is not None:
+            scale = geometry.metric_scale
+            identity = torch.eye(3, device=scale.device).expand(len(scale), 3, 3)
+            gaussians = transform_gaussians(Similarity(scale, identity, scale.new_zeros(len(scale), 3)), gaussians)
+        gaussians = prune(gaussians) if fuse else gaussians
+        return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras)
 
     @torch.no_grad()
     def reconstruct(self, views: Views, reference_view: str | int = "saddle_balanced", **options) -> Scene:
@@ -87,11 +91,10 @@ class Da3Splat(nn.Module):
         if not self.network.predicts_cameras:
             return self._reconstruct_monocular(views, began)
         encoder_cameras = None if views.cameras is None else cameras_for_encoder(views.cameras)
-        geometry, features = self._geometry(views.images, encoder_cameras, reference_view=reference_view, **options)
-        geometry = self._in_metres(geometry, views.images)
+        raw, features = self._geometry(views.images, encoder_cameras, reference_view=reference_view, **options)
+        geometry = self._in_metres(raw, views.images)
         seen = time.perf_counter()
         report: dict[str, object] = {"poses": "da3"}
-        predicted = geometry.cameras
         if views.cameras is not None:
             known = known_poses(views.cameras)
             report["poses"] = "given" if bool(known.all()) else f"given for {int(known.sum())}, da3 for the others"
@@ -99,7 +102,7 @@ class Da3Splat(nn.Module):
         else:
             geometry = at_origin(geometry, int(features.reference[0]))
             report["scale_source"] = "metric model" if geometry.metric_scale is not None else "none"
-        gaussians = self._lift_in(geometry, predicted, features, views)
+        gaussians = self._lift_in(geometry, raw, features, views.images)
         return _finished(geometry, gaussians, report, began, seen)
 
     def _reconstruct_monocular(self, views: Views, began: float) -> Scene:
@@ -125,24 +128,17 @@ class Da3Splat(nn.Module):
             return self.network.to_metres(geometry, images)
         return geometry
 
-    def _lift(self, features, images: Tensor, geometry: Geometry, given: Cameras | None) -> Gaussians:
-        """The head's Gaussians; a nested model's are brought to metres with the rest."""
-        gaussians = self.gs_head(features, images, geometry, given)
-        if isinstance(self.network, NestedDepthAnything3):
-            scale = self._in_metres(geometry, images).metric_scale
-            identity = torch.eye(3, device=scale.device).expand(len(scale), 3, 3)
-            gaussians = transform_gaussians(Similarity(scale, identity, scale.new_zeros(len(scale), 3)), gaussians)
-        return gaussians
+    def _lift_in(self, geometry: Geometry, raw: Geometry, features, images: Tensor) -> Gaussians:
+        """Gaussians in the frame of `geometry`.
 
-    def _lift_in(self, geometry: Geometry, predicted: Cameras, features, views: Views) -> Gaussians:
-        """Gaussians in the frame of `geometry`. Released rules hold in the frame the network predicted in only."""
+        Released rules hold in the units and the frame of the network's own `raw` answer only: its Gaussians are moved
+        as one, by the similarity between the cameras, at the scale between the depths.
+        """
         if self.gs_head.rules == "exact":
-            return self.gs_head(features, views.images, geometry)
-        own = replace(geometry, cameras=predicted)
-        depth_scale = baseline_scale(predicted, geometry.cameras).nan_to_num(1.0)
-        own = replace(own, depth=geometry.depth / depth_scale[:, None, None, None])
-        gaussians = self.gs_head(features, views.images, own)
-        return transform_gaussians(camera_similarity(predicted, geometry.cameras), gaussians)
+            return self.gs_head(features, images, geometry)
+        scale = (geometry.depth / raw.depth).flatten(1).median(dim=1).values
+        motion = camera_similarity(raw.cameras, geometry.cameras, scale)
+        return transform_gaussians(motion, self.gs_head(features, images, raw))
 
 
 def _finished(geometry: Geometry, gaussians: Gaussians, report: dict, began: float, seen: float) -> Scene:

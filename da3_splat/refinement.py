@@ -40,7 +40,7 @@ def refine(
     """
     if views.cameras is None:
         raise ValueError("refine: expected views with cameras")
-    start = gaussians.detach()
+    start, views = gaussians.detach(), views.to(gaussians.means.device)
     rest = start.means.new_zeros(1, start.means.shape[1], (config.sh_degree + 1) ** 2 - 1, 3)
     carried = start.sh[:, :, 1 : rest.shape[2] + 1]
     rest[:, :, : carried.shape[2]] = carried

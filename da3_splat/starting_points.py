@@ -30,7 +30,7 @@ class Start:
 
 
 def starting_gaussians(scene: Scene, views: Views, max_gaussians: int = 60_000) -> Start:
-    """At most `max_gaussians` to refine, from the feed-forward scene of posed or unposed `views`.
+    """About `max_gaussians` at most to refine, from the feed-forward scene of posed or unposed `views`.
 
     Without sparse points they are the scene's own. With them, the median error of the network's depth there decides: up
     to 5 % the scene's Gaussians are kept; above, the points lead: each view's depth is multiplied by a smooth
@@ -47,9 +47,9 @@ def starting_gaussians(scene: Scene, views: Views, max_gaussians: int = 60_000) 
         words = f"network; its depth is {100 * error:.1f} % off at the sparse points"
         return Start(thinned(scene.gaussians, max_gaussians), words)
     depth = torch.stack([_corrected(scene.geometry.depth[0, i], hit) for i, hit in enumerate(hits)])[None]
-    budget = max(1, max_gaussians - len(views.points))
+    points = thinned(gaussians_at_points(views.points, views.point_colors), max_gaussians // 2)
+    budget = max(1, max_gaussians - points.means.shape[1])
     laid = gaussians_on_depth(replace(scene.geometry, depth=depth), views, budget)
-    points = gaussians_at_points(views.points, views.point_colors)
     words = f"sparse points and network depth bent to them (the network alone is {100 * error:.0f} % off)"
     return Start(Gaussians.concatenate([points, laid]), words)
 

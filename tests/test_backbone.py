@@ -343,7 +343,7 @@ def test_hub_ids_download_once_and_say_their_licence(tmp_path, monkeypatch, caps
     for _ in range(2):
         load_checkpoint(create_backbone("da3-small"), "depth-anything/DA3-SMALL", revision="abc")
     assert asked == [("depth-anything/DA3-SMALL", "model.safetensors", "abc")] * 2
-    assert capsys.readouterr().out.count("licensed Apache-2.0") == 1
+    assert capsys.readouterr().err.count("licensed Apache-2.0") == 1
 
     def offline(*_, **__):
         raise LocalEntryNotFoundError("offline")
@@ -351,7 +351,7 @@ def test_hub_ids_download_once_and_say_their_licence(tmp_path, monkeypatch, caps
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(ValueError, match="DA3-GIANT: the model hub cannot be reached"):
         load_checkpoint(network, "depth-anything/DA3-GIANT")
-    assert "CC BY-NC 4.0" in capsys.readouterr().out
+    assert "CC BY-NC 4.0" in capsys.readouterr().err
 
 
 def test_names_resolve():

@@ -120,6 +120,21 @@ def test_bad_input_names_the_file(tmp_path):
         load_views(tmp_path / "colmap")
 
 
+def test_cameras_belong_to_the_pixels_as_stored(tmp_path):
+    """EXIF turns loose photos upright, but never a picture that has a camera; a camera of another size is refused."""
+    capture = small_capture(tmp_path, views=2)
+    path = capture / "images" / "view_0000.png"
+    picture = Image.open(path)
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(path, exif=exif)
+    assert load_views(capture, resolution=84).images.shape[-2:] == (56, 84)
+    assert load_views(path, resolution=84).images.shape[-2:] == (84, 56)
+    Image.new("RGB", (84, 84)).save(path)
+    with pytest.raises(ValueError, match="its camera is of a 84x56 picture, but it has 84x84 pixels"):
+        load_views(capture)
+
+
 def test_nothing_outside_the_capture_is_read(tmp_path):
     capture = small_capture(tmp_path / "capture", views=2)
     shutil.copy(capture / "images" / "view_0000.png", tmp_path / "secret.png")

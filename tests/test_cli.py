@@ -79,6 +79,25 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys):
     assert code == 2 and len(err.strip().splitlines()) == 1
 
 
+def test_the_input_is_never_overwritten(tmp_path, capsys):
+    capture = small_capture(tmp_path / "capture", views=2)
+    before = {path: path.read_bytes() for path in capture.rglob("*") if path.is_file()}
+    for source in (capture, capture / "transforms.json", capture / "images"):
+        code, _, err = run(capsys, "reconstruct", source, "--output", capture, "--resolution", 84)
+        assert code == 2 and "would replace the input" in err
+    assert before == {path: path.read_bytes() for path in capture.rglob("*") if path.is_file()}
+
+
+def test_a_device_that_is_not_there(tmp_path, capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    capture = small_capture(tmp_path / "capture", views=2)
+    code, _, err = run(capsys, "reconstruct", capture, "--output", tmp_path / "o", "--device", "cuda")
+    assert code == 2 and "no CUDA device" in err
+
+
 def test_demo(tmp_path, capsys):
     code, out, err = run(capsys, "demo", "--output", tmp_path / "demo", "--steps", 30, "--json")
     assert code == 0, err

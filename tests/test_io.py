@@ -101,6 +101,8 @@ def test_images_of_every_mode(tmp_path):
     assert deep.shape == (4, 6, 3) and deep[3, 5, 0] == 57500 * 255 // 65535
     Image.fromarray(np.dstack([pixels, np.full((4, 6), 128, np.uint8)])).save(tmp_path / "alpha.png")
     assert np.asarray(read_image(tmp_path / "alpha.png"))[0, 0].tolist() == [125, 5, 10]
+    Image.fromarray(np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6)).save(tmp_path / "float.tif")
+    assert np.asarray(read_image(tmp_path / "float.tif"))[3, 5, 0] == 255
     for mode in ("L", "P", "CMYK", "1"):
         Image.fromarray(pixels).convert(mode).save(tmp_path / f"{mode}.tif")
         assert read_image(tmp_path / f"{mode}.tif").mode == "RGB"
@@ -181,6 +183,8 @@ BAD = {
     "frame 0: .*outside": {"frame": {"file_path": "../../etc/passwd"}},
     "frame 0: fl_x: expected a number": {"fl_x": "wide"},
     "frame 0: expected positive": {"fl_x": 0},
+    "frame 0: expected a camera_model": {"camera_model": "OPENCV_FISHEYE"},
+    "frame 0: expected a camera_model .* without k3": {"k3": 0.1},
     "no frames": {"frames": []},
 }
 

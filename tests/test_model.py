@@ -118,6 +118,60 @@ def test_unknown_cameras_follow_the_known_ones():
     assert torch.allclose(geometry.depth, truth.depth, rtol=1e-3)
 
 
+def test_the_unknown_cameras_take_the_scale_of_the_depth():
+    """One known camera and sparse points: the points fix the scale of the depth and of the other cameras alike."""
+    views, truth = posed_views(3)
+    points = truth.points().reshape(-1, 3)[truth.depth.flatten() > 0][::40]
+    pose = views.cameras.world_to_camera.clone()
+    pose[:, 1:] = float("nan")
+    partly = replace(
+        views, cameras=replace(views.cameras, world_to_camera=pose), points=points, point_colors=torch.rand_like(points)
+    )
+    half = Similarity(torch.tensor(0.5), torch.eye(3), torch.zeros(3))
+    prediction = Geometry(depth=0.5 * truth.depth, cameras=transform_cameras(half, truth.cameras))
+    geometry, source = in_user_frame(prediction, partly)
+    assert source == "sparse points"
+    assert torch.allclose(geometry.cameras.centers, truth.cameras.centers, atol=0.05)
+
+
+def test_rays_follow_their_cameras(mini):
+    """Rays asked for on posed views come back in the user's frame, where the cameras are."""
+    views, _ = posed_views(3)
+    motion = Similarity(torch.tensor(2.0), quaternion_to_matrix(torch.randn(4)), torch.randn(3))
+    moved = replace(views, cameras=transform_cameras(motion, views.cameras))
+    first, second = (mini.reconstruct(v, rays=True).geometry.ray_map for v in (views, moved))
+    assert torch.allclose(second.directions, first.directions @ motion.rotation.T, atol=1e-3)
+    assert torch.allclose(
+        second.origins, motion.apply(first.origins.flatten(1, 3)).reshape(first.origins.shape), atol=1e-2
+    )
+
+
+def test_released_head_follows_the_users_frame():
+    """A head under the released rules is moved as a whole: a moved capture gives the moved Gaussians."""
+    from da3_splat.heads.pixel import PixelHead
+    from da3_splat.model import Da3Splat, SplatConfig
+
+    model = Da3Splat(
+        load_model("mini").network, PixelHead(384, 32, (32, 64, 96, 192), 2, "released"), SplatConfig("mini")
+    ).eval()
+    views, _ = posed_views(3)
+    motion = Similarity(torch.tensor(2.0), quaternion_to_matrix(torch.randn(4)), torch.randn(3))
+    moved = replace(views, cameras=transform_cameras(motion, views.cameras))
+    before, after = model.reconstruct(views).gaussians, model.reconstruct(moved).gaussians
+    want = transform_gaussians(motion, before)
+    assert (after.means - want.means).norm() / want.means.norm() < 1e-3
+    assert (after.scales - want.scales).norm() / want.scales.norm() < 1e-3
+
+
+def test_training_after_inference_mode():
+    """Tables cached under inference_mode serve a training step at the same size."""
+    model = create_model("mini")
+    images = torch.rand(1, 2, 3, 42, 70)
+    with torch.inference_mode():
+        model(images)
+    model(images).gaussians.means.sum().backward()
+
+
 def test_metric_model_gives_metres_from_given_cameras():
     from test_backbone import tiny_monocular
 

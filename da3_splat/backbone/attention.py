@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 ROPE_BASE = 100.0
+TOKENS_PER_CHUNK = 1536  # of the MLP, in inference
 
 
 class Attention(nn.Module):
@@ -64,7 +65,12 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor, rotary: Rotary | None = None) -> Tensor:  # (B,N,D)
         # addcmul is residual + gamma * branch in one pass over memory
         tokens = torch.addcmul(tokens, self.attn(self.norm1(tokens), rotary), self.ls1.gamma)
-        return torch.addcmul(tokens, self.mlp(self.norm2(tokens)), self.ls2.gamma)
+        if torch.is_grad_enabled():
+            return torch.addcmul(tokens, self.mlp(self.norm2(tokens)), self.ls2.gamma)
+        # Without gradients a few tokens at a time, in place: the wide layer stays in cache and asks for no new pages.
+        for part in tokens.flatten(0, 1).split(TOKENS_PER_CHUNK):
+            part.addcmul_(self.mlp(self.norm2(part)), self.ls2.gamma)
+        return tokens
 
 
 class Rotary:

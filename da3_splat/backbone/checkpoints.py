@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -124,7 +125,7 @@ def announce_license(hub_id: str) -> None:
     preset = preset_of(hub_id)
     if preset is not None:
         terms = "CC BY-NC 4.0 (no commercial use)" if preset in NON_COMMERCIAL else "Apache-2.0"
-        print(f"{hub_id}: these weights are licensed {terms}")
+        print(f"{hub_id}: these weights are licensed {terms}", file=sys.stderr)
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
@@ -137,17 +138,27 @@ def _download(hub_id: str, revision: str | None) -> Path:
     except LocalEntryNotFoundError as error:
         raise ValueError(f"{hub_id}: the model hub cannot be reached and the file is not in its cache") from error
     except EntryNotFoundError:
-        index = Path(hf_hub_download(hub_id, INDEX_NAME, revision=revision))
-        for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
-            hf_hub_download(hub_id, shard, revision=revision)
-        return index
+        return _download_shards(hub_id, revision)
     except (HfHubHTTPError, OSError) as error:
         raise ValueError(f"{hub_id}: cannot be downloaded from the model hub ({error})") from error
 
 
+def _download_shards(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        index = Path(hf_hub_download(hub_id, INDEX_NAME, revision=revision))
+        for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+            hf_hub_download(hub_id, shard, revision=revision)
+    except (EntryNotFoundError, json.JSONDecodeError, KeyError, OSError) as error:
+        raise ValueError(f"{hub_id}: holds neither model.safetensors nor a readable {INDEX_NAME} ({error})") from error
+    return index
+
+
 def preset_of(hub_id: str) -> str | None:
-    """The preset that a released name such as depth-anything/DA3-LARGE-1.1 stands for, None if it is not one."""
-    name = hub_id.rsplit("/", 1)[-1].lower()
+    """The preset of a released name (depth-anything/DA3-LARGE-1.1, a file DA3-LARGE.safetensors), or None."""
+    name = Path(hub_id).name.lower().removesuffix(".safetensors")
     name = re.sub(r"-\d+(\.\d+)*$", "", name)
     from da3_splat.backbone.presets import preset_names
 

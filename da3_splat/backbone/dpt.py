@@ -22,6 +22,11 @@ def _uv_embedding(rows: int, columns: int, channels: int, aspect: float, device:
 
     Half the channels encode x, half y; frequencies fall from 1 to 1/100.
     """
+    with torch.inference_mode(False):  # a table made during inference must serve training, too
+        return _make_uv_embedding(rows, columns, channels, aspect).to(device)
+
+
+def _make_uv_embedding(rows: int, columns: int, channels: int, aspect: float) -> Tensor:
     diagonal = (aspect**2 + 1) ** 0.5
 
     def axis(count: int, half_span: float) -> Tensor:
@@ -36,7 +41,7 @@ def _uv_embedding(rows: int, columns: int, channels: int, aspect: float, device:
 
     x = waves(axis(columns, aspect / diagonal))[None].expand(rows, -1, -1)
     y = waves(axis(rows, 1 / diagonal))[:, None].expand(-1, columns, -1)
-    return (0.1 * torch.cat([x, y], dim=-1)).float().permute(2, 0, 1).contiguous().to(device)
+    return (0.1 * torch.cat([x, y], dim=-1)).float().permute(2, 0, 1).contiguous()
 
 
 class ResidualUnit(nn.Module):

@@ -20,7 +20,8 @@ TRAINED_GRID = 37  # the released position embedding is 37 x 37 patches (518 pix
 @lru_cache(maxsize=16)
 def _rotary(kind: str, rows: int, columns: int, head_dim: int, device: torch.device) -> Rotary:
     """Rotary tables are made once per grid, not once per call."""
-    return getattr(Rotary, kind)(rows, columns, head_dim, device)
+    with torch.inference_mode(False):  # a table made during inference must serve training, too
+        return getattr(Rotary, kind)(rows, columns, head_dim, device)
 
 
 class VisionTransformer(nn.Module):

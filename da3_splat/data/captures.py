@@ -32,11 +32,16 @@ def load_views(
     the file is kept. `max_views` takes evenly spaced ones. ValueError names the file that is bad, and why.
     """
     frames, points, colors = find_frames(source)
-    if max_views is not None and max_views < len(frames):
-        if max_views < 1:
-            raise ValueError(f"max_views: expected at least 1, got {max_views}")
-        frames = [frames[i] for i in np.linspace(0, len(frames) - 1, max_views).round().astype(int)]
-    return read_frames(frames, points, colors, resolution, progress)
+    return read_frames(evenly_spaced(frames, max_views), points, colors, resolution, progress)
+
+
+def evenly_spaced(items: list, count: int | None) -> list:
+    """`count` of the items, evenly spaced, the first and last included; all of them for None."""
+    if count is None or count >= len(items):
+        return items
+    if count < 1:
+        raise ValueError(f"max_views: expected at least 1, got {count}")
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def find_frames(source) -> tuple[list[Frame | Path], np.ndarray | None, np.ndarray | None]:
@@ -86,7 +91,13 @@ def read_frames(
     images, cameras = [], []
     for frame in progress(frames):
         posed = isinstance(frame, Frame)
-        picture = read_image(frame.path if posed else frame)
+        # Cameras are calibrated on the pixels as they are stored, whatever EXIF says of the way up.
+        picture = read_image(frame.path, upright=False) if posed else read_image(frame)
+        if posed and abs(picture.width * frame.height / (picture.height * frame.width) - 1) > 0.01:
+            raise ValueError(
+                f"{frame.path}: its camera is of a {frame.width}x{frame.height} picture, "
+                f"but it has {picture.width}x{picture.height} pixels"
+            )
         height, width = snapped_size(picture.height, picture.width, resolution)
         pixels = np.asarray(picture.resize((width, height), Image.Resampling.LANCZOS), np.float32) / 255
         image = torch.from_numpy(pixels).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""Procedural worlds, ray-cast in torch on any device: exact pictures, z-depth, sky mask and cameras.
+"""Procedural worlds, ray-cast in torch on the CPU: exact pictures, z-depth, sky mask and cameras.
 
 A world is a room (or an open ground under a sky) with spheres and boxes in its middle, every surface with a solid
 texture of its own, one directional light, and cameras on an arc around the middle. World axes are OpenCV's: y points

@@ -15,7 +15,8 @@ def prune(gaussians: Gaussians, min_opacity: float = MIN_ALPHA, max_gaussians: i
     """
     if gaussians.means.shape[0] != 1:
         raise ValueError(f"prune: expected one scene, got a batch of {gaussians.means.shape[0]}")
-    finite = gaussians.means[0].isfinite().all(dim=-1) & gaussians.scales[0].isfinite().all(dim=-1)
+    fields = (gaussians.means, gaussians.scales, gaussians.quats, gaussians.sh.flatten(2))
+    finite = torch.stack([values[0].isfinite().all(dim=-1) for values in fields]).all(dim=0)
     keep = torch.nonzero(finite & (gaussians.opacities[0] >= min_opacity))[:, 0]
     if max_gaussians is not None and len(keep) > max_gaussians:
         best = gaussians.opacities[0, keep].argsort(descending=True, stable=True)[:max_gaussians]

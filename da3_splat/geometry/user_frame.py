@@ -10,7 +10,7 @@ from torch import Tensor
 from da3_splat.geometry.alignment import Similarity, transform_cameras, umeyama
 from da3_splat.geometry.frames import baseline_scale, known_poses
 from da3_splat.geometry.projection import project
-from da3_splat.types import Cameras, Geometry, Views
+from da3_splat.types import Cameras, Geometry, RayMap, Views
 
 MIN_SPARSE_HITS = 20  # sparse points in the pictures below which they do not fix the scale
 
@@ -28,39 +28,45 @@ def in_user_frame(geometry: Geometry, views: Views) -> tuple[Geometry, str]:
     baselines = baseline_scale(predicted, given)
     if not bool(baselines.isnan()):
         source, scale = "camera baselines", baselines
-    moved = transform_cameras(camera_similarity(predicted, given), geometry.cameras)
-    mask = known[None, :, None, None]
-    cameras = replace(
-        views.cameras,
-        world_to_camera=torch.where(mask, views.cameras.world_to_camera, moved.world_to_camera),
-        intrinsics=torch.where(views.cameras.intrinsics.isfinite(), views.cameras.intrinsics, moved.intrinsics),
-    )
     if views.points is not None:
-        hits = sparse_depth_ratios(geometry.depth, replace(views, cameras=cameras))
-        ratios = torch.cat([ratio for (ratio, _, _), given_pose in zip(hits, known) if given_pose])
+        hits = sparse_depth_ratios(geometry.depth[:, known], views.select(known))
+        ratios = torch.cat([ratio for ratio, _, _ in hits])
         if len(ratios) >= MIN_SPARSE_HITS:
             source, scale = "sparse points", ratios.median()[None]
+    motion = camera_similarity(predicted, given, scale)
+    moved = transform_cameras(motion, geometry.cameras)
+    cameras = replace(
+        views.cameras,
+        world_to_camera=torch.where(known[None, :, None, None], views.cameras.world_to_camera, moved.world_to_camera),
+        intrinsics=torch.where(views.cameras.intrinsics.isfinite(), views.cameras.intrinsics, moved.intrinsics),
+    )
     depth = geometry.depth * scale[:, None, None, None]
-    return replace(geometry, depth=depth, cameras=cameras, ray_map=None), source
+    return replace(geometry, depth=depth, cameras=cameras, ray_map=_moved_rays(motion, geometry.ray_map)), source
+
+
+def _moved_rays(motion: Similarity, ray_map: RayMap | None) -> RayMap | None:
+    """Rays (1,S) of the world moved by `motion`; depth takes the scale, so directions only turn."""
+    if ray_map is None:
+        return None
+    origins = motion.apply(ray_map.origins.flatten(1, 3)).reshape(ray_map.origins.shape)
+    directions = ray_map.directions @ motion.rotation.reshape(3, 3).T
+    return replace(ray_map, directions=directions, origins=origins)
 
 
 def at_origin(geometry: Geometry, reference: int) -> Geometry:
     """The same geometry in a world where camera `reference` is the origin."""
     pose = geometry.cameras.world_to_camera[0, reference]
     motion = Similarity(pose.new_ones(()), pose[:3, :3], pose[:3, 3])
-    ray_map = geometry.ray_map
-    if ray_map is not None:
-        directions = ray_map.directions @ pose[:3, :3].T
-        ray_map = replace(ray_map, directions=directions, origins=ray_map.origins @ pose[:3, :3].T + pose[:3, 3])
-    return replace(geometry, cameras=transform_cameras(motion, geometry.cameras), ray_map=ray_map)
+    rays = _moved_rays(motion, geometry.ray_map)
+    return replace(geometry, cameras=transform_cameras(motion, geometry.cameras), ray_map=rays)
 
 
-def camera_similarity(source: Cameras, target: Cameras) -> Similarity:
+def camera_similarity(source: Cameras, target: Cameras, scale: Tensor | None = None) -> Similarity:
     """The similarity (B) that takes camera positions, and points a unit before and beside them, to those of `target`.
 
-    The extra points carry the orientations, so one camera or two are enough.
+    The extra points carry the orientations, so one camera or two are enough. A `scale` (B) given is kept.
     """
-    scale = baseline_scale(source, target).nan_to_num(1.0)
+    fixed, scale = scale, baseline_scale(source, target).nan_to_num(1.0) if scale is None else scale
 
     def markers(cameras: Cameras, unit: Tensor) -> Tensor:
         matrix = cameras.camera_to_world
@@ -68,7 +74,12 @@ def camera_similarity(source: Cameras, target: Cameras) -> Similarity:
         return torch.cat([cameras.centers, tips.transpose(-1, -2).flatten(1, 2)], dim=1)
 
     spread = source.centers.std(dim=1, correction=0).norm(dim=-1).clamp_min(0.1)
-    return umeyama(markers(source, spread), markers(target, spread * scale))
+    similarity = umeyama(markers(source, spread), markers(target, spread * scale))
+    if fixed is None:
+        return similarity
+    middle, target_middle = source.centers.mean(dim=1), target.centers.mean(dim=1)
+    turned = (similarity.rotation @ middle[..., None])[..., 0]
+    return Similarity(fixed, similarity.rotation, target_middle - fixed[:, None] * turned)
 
 
 def sparse_depth_ratios(depth: Tensor, views: Views) -> list[tuple[Tensor, Tensor, Tensor]]:

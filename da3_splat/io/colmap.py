@@ -10,7 +10,7 @@ import numpy as np
 import pycolmap
 import torch
 
-from da3_splat.io.images import SUFFIXES
+from da3_splat.io.images import SUFFIXES, read_image
 from da3_splat.io.transforms_json import Frame
 
 PINHOLE = {"SIMPLE_PINHOLE", "PINHOLE"}
@@ -102,14 +102,17 @@ def run_colmap(paths: list[Path], progress: Callable[[str], None]) -> tuple[list
         progress("finding features")
         options = pycolmap.ImageReaderOptions()
         options.camera_model = "SIMPLE_RADIAL"
-        pycolmap.extract_features(
-            database, folder, image_names=[path.name for path in paths], camera_mode=pycolmap.CameraMode.SINGLE,
-            reader_options=options,
-        )  # fmt: skip
-        progress("matching")
-        pycolmap.match_exhaustive(database)
-        progress("reconstructing")
-        models = pycolmap.incremental_mapping(database, folder, work)
+        one_size = len({read_image(path, upright=False).size for path in paths}) == 1
+        mode = pycolmap.CameraMode.SINGLE if one_size else pycolmap.CameraMode.AUTO
+        names = [path.name for path in paths]
+        try:
+            pycolmap.extract_features(database, folder, image_names=names, camera_mode=mode, reader_options=options)
+            progress("matching")
+            pycolmap.match_exhaustive(database)
+            progress("reconstructing")
+            models = pycolmap.incremental_mapping(database, folder, work)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: COLMAP failed ({error})") from error
         if not models:
             raise ValueError(f"{folder}: COLMAP could not connect the photos; take more, with more overlap")
         best = max(models.values(), key=lambda model: model.num_reg_images())

@@ -12,8 +12,8 @@ from da3_splat.io.files import replacing
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The RGB picture at `path`, turned upright by its EXIF orientation.
+def read_image(path: str | Path, upright: bool = True) -> Image.Image:
+    """The RGB picture at `path`, turned upright by its EXIF orientation, or as it is stored if not `upright`.
 
     16-bit grey is scaled to 8 bits; transparent pixels are laid over black. ValueError names a file that is missing,
     truncated, not a picture, or so large that it may be an attack (about 180 megapixels).
@@ -21,7 +21,7 @@ def read_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            image = ImageOps.exif_transpose(image)
+            image = ImageOps.exif_transpose(image) if upright else image.copy()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -35,7 +35,10 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    full = 65535 if values.max() > 255 else 255
+    if values.dtype.kind == "f" and values.max() <= 1:
+        full = 1
+    else:
+        full = 65535 if values.max() > 255 else 255
     return (values.astype(np.float64) * 255 / full).clip(0, 255).astype(np.uint8)
 
 

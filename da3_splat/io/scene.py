@@ -25,7 +25,8 @@ def save_scene(
     capture of the cameras used), depth/NAME.png (near is bright), depth.npz (depth, confidence, cameras).
     """
     folder = Path(folder)
-    names = [f"{Path(name).stem}.png" for name in views.names]
+    given = views.names or tuple(f"view_{index:04d}" for index in range(views.images.shape[1]))
+    names = [f"{Path(name).stem}.png" for name in given]
     if len(set(names)) < len(names):
         names = [f"{index:04d}_{name}" for index, name in enumerate(names)]
     depth = scene.geometry.depth[0].detach().cpu().numpy()

@@ -15,6 +15,7 @@ from da3_splat.io.files import replacing
 from da3_splat.types import Cameras
 
 DISTORTION = ("k1", "k2", "p1", "p2")
+CAMERA_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ def _frame(folder: Path, shared: dict, frame: dict, where: str) -> Frame:
             raise ValueError(f"{where}: {name}: expected a number, got {value!r}")
         return float(value)
 
+    kind = frame.get("camera_model", shared.get("camera_model", "OPENCV"))
+    if kind not in CAMERA_MODELS or any(number(name, 0.0) for name in ("k3", "k4")):
+        raise ValueError(
+            f"{where}: expected a camera_model of {', '.join(CAMERA_MODELS)} without k3 and k4, got {kind}; "
+            "undistort the images first"
+        )
     width, height = int(number("w")), int(number("h"))
     fx = number("fl_x")
     fy = number("fl_y", fx)

@@ -37,7 +37,7 @@ def rasterize(
     jacobian = torch.stack([row_x, row_y], dim=-2) @ rotation
     factor = jacobian @ (quaternion_to_matrix(quats) * scales[:, None, :])
     sharp = factor @ factor.transpose(-1, -2)
-    blurred = sharp + eps2d * torch.eye(2, dtype=means.dtype)
+    blurred = sharp + eps2d * torch.eye(2, dtype=means.dtype, device=means.device)
     det = blurred[:, 0, 0] * blurred[:, 1, 1] - blurred[:, 0, 1] ** 2
     if antialiased:
         ratio = (sharp[:, 0, 0] * sharp[:, 1, 1] - sharp[:, 0, 1] ** 2) / det
@@ -59,11 +59,13 @@ def rasterize(
     values = torch.cat([colors, z[:, None]], dim=-1)
 
     pixel_y, pixel_x = torch.meshgrid(
-        torch.arange(height, dtype=means.dtype) + 0.5, torch.arange(width, dtype=means.dtype) + 0.5, indexing="ij"
+        torch.arange(height, dtype=means.dtype, device=means.device) + 0.5,
+        torch.arange(width, dtype=means.dtype, device=means.device) + 0.5,
+        indexing="ij",
     )
     picture = means.new_zeros(height, width, 4)
     light = means.new_ones(height, width)
-    running = torch.ones(height, width, dtype=torch.bool)
+    running = torch.ones(height, width, dtype=torch.bool, device=means.device)
     order = torch.argsort(z.detach().float(), stable=True)
     for n in order[visible[order]].tolist():
         dx, dy = pixel_x - means2d[n, 0], pixel_y - means2d[n, 1]

@@ -111,7 +111,7 @@ def _draw(gaussians, view, intrinsics, settings: Settings, differentiable: bool)
     columns, rows = -(-width // TILE), -(-height // TILE)
     degree = int(sh.shape[1] ** 0.5) - 1
     packed = np.zeros((count, PACKED), np.float32)
-    radii, tiles = np.zeros((count, 2), np.int32), np.zeros((count, 4), np.int32)
+    radii, tiles = np.zeros((count, 2), np.int32), np.zeros((count, 4), np.int16)
     parallel(
         lambda start, stop: projection_kernels.project(
             start, stop, means, quats, scales, opacities, sh, degree, view, intrinsics, width, height,

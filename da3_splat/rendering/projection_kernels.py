@@ -115,7 +115,7 @@ def project(
     start, stop, means, quats, scales, opacities, sh, degree, view, intrinsics, width, height,
     near, far, eps2d, radius_clip, antialiased, packed, radii, tiles,
 ):  # fmt: skip
-    """Fill packed (N,12), radii (N,2) int32 (0, 0: culled) and tiles (N,4) int32 [x0, x1, y0, y1) for start..stop."""
+    """Fill packed (N,12), radii (N,2) int32 (0, 0: culled) and tiles (N,4) int16 [x0, x1, y0, y1) for start..stop."""
     fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
     r00, r01, r02, t0 = view[0, 0], view[0, 1], view[0, 2], view[0, 3]
     r10, r11, r12, t1 = view[1, 0], view[1, 1], view[1, 2], view[1, 3]

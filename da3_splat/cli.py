@@ -53,6 +53,8 @@ def reconstruct(
     poses: Literal["auto", "da3", "colmap", "given"] = "auto",
     resolution: int = 504,
     max_views: int | None = None,
+    fps: float = 2.0,
+    skip_unreadable: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
@@ -66,24 +68,26 @@ def reconstruct(
       da3-splat reconstruct photos/ --output scene/ --poses colmap
 
     Args:
-        input: folder of photos, a transforms.json or its folder, or a COLMAP model
+        input: folder of photos, a video, a transforms.json or its folder, or a COLMAP model
         output: folder for the results
         model: mini (embedded), a weights file, or a hub id such as depth-anything/DA3-GIANT-1.1
         poses: where the cameras come from; auto takes the input's own where it has them, else da3
         resolution: longest side of the pictures in pixels
-        max_views: use this many evenly spaced views
+        max_views: use this many views at most, evenly spaced
+        fps: of a video, use so many frames a second: sharp ones, spread evenly over its motion
+        skip_unreadable: leave out pictures that cannot be read, instead of stopping at the first
         device: cpu, cuda, or auto
         as_json: print the report as JSON
     """
     import time
 
     began = time.perf_counter()
-    views = _views(input, output, poses, resolution, max_views)
+    views, frames = _views(input, output, poses, resolution, max_views, fps, skip_unreadable)
 
     import torch
 
-    from da3_splat.io.scene import save_scene
     from da3_splat.model import load_model
+    from da3_splat.scene_folder import save_scene
 
     loaded = time.perf_counter()
     if device == "auto":
@@ -97,7 +101,7 @@ def reconstruct(
     if poses == "colmap":
         scene.report["poses"] = "colmap"
     done = time.perf_counter()
-    count = save_scene(scene, views, output, _bar("writing"))
+    count = save_scene(scene, views, output, _bar("writing"), frames)
     report = {
         **scene.report,
         "gaussians_written": count,
@@ -120,29 +124,40 @@ def reconstruct(
         )
 
 
-def _views(source: Path, output: Path, poses: str, resolution: int, max_views: int | None):
-    from da3_splat.data.captures import evenly_spaced, find_frames, load_views, read_frames
+def _views(
+    source: Path, output: Path, poses: str, resolution: int, max_views: int | None, fps: float, skip_unreadable: bool
+):
+    """The views of `source` and the frames behind them, with the cameras that `poses` asks for."""
+    from da3_splat.data.captures import find_frames
+    from da3_splat.data.views import read_frames
 
-    frames, _, _ = find_frames(source)
-    paths = [getattr(frame, "path", frame) for frame in frames]
+    capture = find_frames(source, max_views, fps, _bar("choosing frames"))
+    frames, points, colors = capture.frames, capture.points, capture.colors
     written = [(output / name).resolve() for name in ("transforms.json", "images", "depth")]
-    for path in (source, source / "transforms.json", *paths):
+    for path in (source, source / "transforms.json", *(frame.path for frame in frames)):
         if any(path.resolve().is_relative_to(target) for target in written):
             raise ValueError(f"{output}: writing here would replace the input; choose another --output")
+    if poses == "given" and frames[0].world_to_camera is None:
+        raise ValueError(f"{source}: --poses given, but this input has no cameras")
     if poses == "colmap":
         from da3_splat.io.colmap import run_colmap
 
-        paths = evenly_spaced(paths, max_views)
-        placed, points, colors = run_colmap(paths, _say)
-        if len(placed) < len(paths):
-            print(f"note: COLMAP placed {len(placed)} of {len(paths)} photos; the others are left out", file=sys.stderr)
-        return read_frames(placed, points, colors, resolution, _bar("reading"))
-    views = load_views(source, resolution, max_views, _bar("reading"))
-    if poses == "given" and views.cameras is None:
-        raise ValueError(f"{source}: --poses given, but this input has no cameras")
+        given = len(frames)
+        frames, points, colors = run_colmap(frames, _say)
+        if len(frames) < given:
+            _note(f"COLMAP placed {len(frames)} of {given} photos; the others are left out")
+    skipped: dict[int, str] | None = {} if skip_unreadable else None
+    views = read_frames(frames, points, colors, resolution, _bar("reading"), skipped)
+    for reason in (skipped or {}).values():
+        _note(f"left out: {reason}")
+    frames = [frame for index, frame in enumerate(frames) if index not in (skipped or {})]
     if poses == "da3":
-        return replace(views, cameras=None, points=None, point_colors=None)
-    return views
+        views = replace(views, cameras=None, points=None, point_colors=None)
+    return views, frames
+
+
+def _note(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr)
 
 
 def check(as_json: Annotated[bool, arg(name="json")] = False) -> None:

@@ -13,12 +13,12 @@ from da3_splat.data.captures import load_views
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.io.images import color_of_depth, write_image
 from da3_splat.io.ply import save_points
-from da3_splat.io.scene import save_scene
 from da3_splat.io.transforms_json import write_transforms
 from da3_splat.metrics import psnr
 from da3_splat.model import load_model
 from da3_splat.refinement import RefinementConfig, refine
 from da3_splat.rendering import render
+from da3_splat.scene_folder import save_scene
 from da3_splat.starting_points import starting_gaussians
 from da3_splat.types import Scene
 

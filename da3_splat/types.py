@@ -1,4 +1,4 @@
-"""The whole domain in seven records. Letters: B batch, S source views, V target views, N Gaussians, K SH bases.
+"""The whole domain in a handful of records. Letters: B batch, S source views, V target views, N Gaussians, K SH bases.
 
 Axes are OpenCV's (x right, y down, z forward), the stored pose is `world_to_camera`, intrinsics are in pixels with
 pixel centres at +0.5, depth is z-depth, quaternions are wxyz and Gaussians hold post-activation values.
@@ -87,12 +87,34 @@ class Cameras(_Record):
         return replace(self, world_to_camera=self.world_to_camera[:, views], intrinsics=self.intrinsics[:, views])
 
 
+@dataclass(frozen=True)
+class Window:
+    """Which part of its original picture (height x width pixels) a view shows: all in pixels of the original."""
+
+    height: int
+    width: int
+    top: float
+    left: float
+    window_height: float
+    window_width: float
+
+    def original(self, camera: Cameras) -> Cameras:
+        """The camera (1,1) of the whole original picture, from that of the view: resizing and cropping undone."""
+        scale = camera.intrinsics.new_tensor([self.window_width / camera.width, self.window_height / camera.height, 1])
+        intrinsics = camera.intrinsics * scale[:, None]
+        intrinsics[..., 0, 2] += self.left
+        intrinsics[..., 1, 2] += self.top
+        return replace(camera, intrinsics=intrinsics, height=self.height, width=self.width)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Views(_Record):
     """Pictures that go in. images (B,S,3,H,W) in [0,1]; cameras of the same size or None.
 
     `points` (P,3) and `point_colors` (P,3) in [0,1] are a sparse cloud in the frame of the cameras, where the input
-    brought one (batch size 1). `names` are the S file names.
+    brought one (batch size 1). `masks` (B,S,H,W) bool is False where a picture does not show the scene. `names` are the
+    S file names, `windows` say which part of its original each view shows, `focals` (S) are focal lengths in pixels of
+    the view that EXIF tells (NaN: it does not), which nothing is conditioned on but a single metric view.
     """
 
     images: Tensor
@@ -100,6 +122,9 @@ class Views(_Record):
     names: tuple[str, ...] = ()
     points: Tensor | None = None
     point_colors: Tensor | None = None
+    masks: Tensor | None = None
+    windows: tuple[Window, ...] = ()
+    focals: Tensor | None = None
 
     def __post_init__(self):
         _check_shape("Views", "images", self.images, None, None, 3, None, None)
@@ -110,12 +135,21 @@ class Views(_Record):
                     f"Views.cameras: expected cameras of {self.images.shape[-2]}x{self.images.shape[-1]} images, "
                     f"got {self.cameras.height}x{self.cameras.width}"
                 )
+        if self.masks is not None:
+            _check_shape("Views", "masks", self.masks, *self.images.shape[:2], *self.images.shape[-2:])
 
     def select(self, views) -> Views:
         """The views of the given indices; the sparse points stay."""
-        names = tuple(self.names[i] for i in torch.arange(self.images.shape[1])[views].tolist()) if self.names else ()
-        cameras = None if self.cameras is None else self.cameras.select(views)
-        return replace(self, images=self.images[:, views], cameras=cameras, names=names)
+        indices = torch.arange(self.images.shape[1])[views].tolist()
+        return replace(
+            self,
+            images=self.images[:, views],
+            cameras=None if self.cameras is None else self.cameras.select(views),
+            masks=None if self.masks is None else self.masks[:, views],
+            focals=None if self.focals is None else self.focals[views],
+            names=tuple(self.names[i] for i in indices) if self.names else (),
+            windows=tuple(self.windows[i] for i in indices) if self.windows else (),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

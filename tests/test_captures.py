@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from captures import small_capture
 from PIL import Image
 
 from da3_splat import load_views
-from da3_splat.data.captures import snapped_size, undistort
 from da3_splat.data.synthetic import make_scenes
+from da3_splat.data.views import snapped_size, undistort
 from da3_splat.geometry.projection import project
+from da3_splat.io.frames import Frame, Lens
 
 
 def test_snapped_size_by_hand():
@@ -85,15 +87,19 @@ def test_real_captures_agree_between_formats(captures, name):
 
 def test_undistortion_straightens_a_known_bend():
     """A picture bent by the forward model comes back: bend coordinates, read them off, compare with what they were."""
-    intrinsics = torch.tensor([[60.0, 0, 42], [0, 60, 28], [0, 0, 1]])
+    intrinsics = torch.tensor([[60.0, 0, 42], [0, 60, 28], [0, 0, 1]], dtype=torch.float64)
     k1 = -0.1
+    frame = Frame(
+        path=Path("x"), height=56, width=84, intrinsics=intrinsics, lens=Lens("SIMPLE_RADIAL", (60, 42, 28, k1))
+    )
     y, x = torch.meshgrid(torch.arange(56) + 0.5, torch.arange(84) + 0.5, indexing="ij")
     bent_x, bent_y = (x - 42) / 60, (y - 28) / 60
     straight = torch.stack([bent_x, bent_y])
     for _ in range(20):  # invert x (1 + k1 r^2) = bent
         straight = torch.stack([bent_x, bent_y]) / (1 + k1 * straight.square().sum(dim=0))
     picture = torch.cat([straight, torch.zeros(1, 56, 84)])  # a distorted camera's picture of its own true coordinates
-    result = undistort(picture, intrinsics, (k1, 0.0, 0.0, 0.0))
+    result, inside = undistort(picture, frame)
+    assert inside.all()
     want = torch.stack([(x - 42) / 60, (y - 28) / 60])
     assert (result[:2, 4:-4, 4:-4] - want[:, 4:-4, 4:-4]).abs().max() < 2e-3
 

@@ -10,7 +10,7 @@ FLOORS = {
     "backbone": 2, "rendering": 2, "data": 2, "losses": 2, "metrics": 2,
     "heads": 3, "fusion": 3,
     "model": 4,
-    "starting_points": 5, "refinement": 5, "training": 5, "evaluation": 5,
+    "scene_folder": 5, "starting_points": 5, "refinement": 5, "training": 5, "evaluation": 5,
     "viewer": 6, "demo": 6, "check": 6, "nerfstudio_plugin": 6,
     "cli": 7,
 }  # fmt: skip
@@ -24,6 +24,7 @@ NEIGHBOURS = {
 HEAVY = {
     "nerfstudio": "nerfstudio_plugin",
     "viser": "viewer",
+    "av": "io/video",
     "pycolmap": "io/colmap",
     "numba": "rendering/",
 }  # who alone may import them

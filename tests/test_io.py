@@ -183,8 +183,9 @@ BAD = {
     "frame 0: .*outside": {"frame": {"file_path": "../../etc/passwd"}},
     "frame 0: fl_x: expected a number": {"fl_x": "wide"},
     "frame 0: expected positive": {"fl_x": 0},
-    "frame 0: expected a camera_model": {"camera_model": "OPENCV_FISHEYE"},
-    "frame 0: expected a camera_model .* without k3": {"k3": 0.1},
+    "frame 0: expected a camera_model": {"camera_model": "EQUIRECTANGULAR"},
+    "frame 0: k4 without": {"k4": 0.1},
+    "frame 0: mask_path: expected a file name": {"mask_path": 3},
     "no frames": {"frames": []},
 }
 

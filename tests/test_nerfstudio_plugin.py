@@ -221,9 +221,8 @@ def test_colmap_dataparser(workspace):
     """Any posed dataparser will do; this one reads the sparse model that COLMAP wrote."""
     from nerfstudio.data.dataparsers.colmap_dataparser import ColmapDataParserConfig
 
-    pycolmap = pytest.importorskip("pycolmap")
     capture = workspace / "colmap"
-    write_colmap(pycolmap, workspace / "capture", capture)
+    colmap_capture(workspace / "capture", capture)
     config = config_for(workspace, "colmap", 2)
     config.data = capture
     config.pipeline.datamanager.dataparser = ColmapDataParserConfig(
@@ -233,31 +232,18 @@ def test_colmap_dataparser(workspace):
     assert trainer.pipeline.model.num_points > 100
 
 
-def write_colmap(pycolmap, source: Path, target: Path) -> None:
+def colmap_capture(source: Path, target: Path) -> None:
     """The capture at `source` as a COLMAP model with its sparse points."""
     import shutil
 
-    from da3_splat.data.captures import find_frames
+    from da3_splat import load_views
+    from da3_splat.io.colmap import write_colmap
 
     shutil.copytree(source / "images", target / "images")
-    (target / "sparse" / "0").mkdir(parents=True)
-    frames, points, colors = find_frames(source)
-    lines = [f"1 PINHOLE {frames[0].width} {frames[0].height} " + " ".join(
-        str(float(frames[0].intrinsics[i])) for i in ((0, 0), (1, 1), (0, 2), (1, 2))
-    )]  # fmt: skip
-    (target / "sparse" / "0" / "cameras.txt").write_text("\n".join(lines) + "\n")
-    images = []
-    for index, frame in enumerate(frames):
-        pose = pycolmap.Rigid3d(frame.world_to_camera[:3].numpy())
-        x, y, z, w = pose.rotation.quat
-        numbers = " ".join(str(float(v)) for v in (w, x, y, z, *pose.translation))
-        images.append(f"{index + 1} {numbers} 1 {frame.path.name}\n")
-    (target / "sparse" / "0" / "images.txt").write_text("\n".join(images) + "\n")
-    rows = [
-        f"{i + 1} {p[0]} {p[1]} {p[2]} {int(255 * c[0])} {int(255 * c[1])} {int(255 * c[2])} 0.5"
-        for i, (p, c) in enumerate(zip(points, colors))
-    ]
-    (target / "sparse" / "0" / "points3D.txt").write_text("\n".join(rows) + "\n")
+    views = load_views(source)
+    write_colmap(
+        target / "sparse" / "0", views.cameras, list(views.names), views.points.numpy(), views.point_colors.numpy()
+    )
 
 
 def test_viewer_works_while_training(workspace):

@@ -1,7 +1,8 @@
-"""COLMAP: reading a sparse model, and making one from photos, both through pycolmap."""
+"""COLMAP: reading and writing sparse models, and making one from photos, all through pycolmap."""
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,10 @@ import numpy as np
 import pycolmap
 import torch
 
+from da3_splat.io.frames import PINHOLE_MODELS, Frame, Lens
 from da3_splat.io.images import SUFFIXES, read_image
-from da3_splat.io.transforms_json import Frame
+from da3_splat.types import Cameras
 
-PINHOLE = {"SIMPLE_PINHOLE", "PINHOLE"}
 MODEL_FILES = ("cameras.bin", "cameras.txt")
 
 
@@ -26,10 +27,13 @@ def find_model(folder: Path) -> Path | None:
 
 
 def read_colmap(model: Path, images: Path) -> tuple[list[Frame], np.ndarray, np.ndarray]:
-    """Frames of the posed pictures by name, and the sparse points (P,3) with colours (P,3) in [0,1]."""
+    """Frames of the posed pictures by name, and the sparse points (P,3) with colours (P,3) in [0,1].
+
+    Binary or text, every camera model but EQUIRECTANGULAR.
+    """
     try:
         reconstruction = pycolmap.Reconstruction(str(model))
-    except (RuntimeError, ValueError, OSError, MemoryError) as error:
+    except (RuntimeError, ValueError, OSError, MemoryError, IndexError) as error:
         raise ValueError(f"{model}: not a readable COLMAP model ({error})") from error
     frames = frames_of(reconstruction, images)
     if not frames:
@@ -38,31 +42,29 @@ def read_colmap(model: Path, images: Path) -> tuple[list[Frame], np.ndarray, np.
 
 
 def frames_of(reconstruction: pycolmap.Reconstruction, images: Path) -> list[Frame]:
-    """Frames by name; OPENCV-like distortion (k1, k2, p1, p2) is kept, other models are an error."""
+    """Frames by name; a lens that distorts comes along, for undistortion when the picture is read."""
     frames = []
     for image in sorted(reconstruction.images.values(), key=lambda image: image.name):
         if not image.has_pose:
             continue
         camera = reconstruction.cameras[image.camera_id]
-        kind, values = camera.model.name, list(camera.params)
-        distortions = {
-            **dict.fromkeys(PINHOLE, (0.0, 0.0, 0.0, 0.0)),
-            "SIMPLE_RADIAL": (values[-1], 0.0, 0.0, 0.0),
-            "RADIAL": (*values[-2:], 0.0, 0.0),
-            "OPENCV": tuple(values[-4:]),
-        }
-        if kind not in distortions:
-            raise ValueError(f"{image.name}: camera model {kind} is not supported, undistort the images first")
+        if camera.model.name == "EQUIRECTANGULAR":
+            raise ValueError(f"{image.name}: camera model EQUIRECTANGULAR is not supported; use perspective pictures")
         world_to_camera = torch.eye(4, dtype=torch.float64)
         world_to_camera[:3] = torch.from_numpy(image.cam_from_world().matrix())
+        intrinsics = torch.from_numpy(camera.calibration_matrix())
+        if not bool(world_to_camera.isfinite().all() & intrinsics.isfinite().all()) or intrinsics[0, 0] <= 0:
+            raise ValueError(f"{image.name}: its camera in this COLMAP model is not finite or has no focal length")
+        plain = camera.model.name in PINHOLE_MODELS or not any(camera.params[camera.extra_params_idxs()])
+        plain &= not camera.is_perspective_fisheye
         frames.append(
             Frame(
                 path=_picture(images, image.name),
                 height=camera.height,
                 width=camera.width,
                 world_to_camera=world_to_camera,
-                intrinsics=torch.from_numpy(camera.calibration_matrix()),
-                distortion=tuple(float(value) for value in distortions[kind]),
+                intrinsics=intrinsics,
+                lens=None if plain else Lens(camera.model.name, tuple(float(value) for value in camera.params)),
             )
         )
     return frames
@@ -87,38 +89,122 @@ def points_of(reconstruction: pycolmap.Reconstruction) -> tuple[np.ndarray, np.n
     return xyz, rgb
 
 
-def run_colmap(paths: list[Path], progress: Callable[[str], None]) -> tuple[list[Frame], np.ndarray, np.ndarray]:
-    """Pose photos by incremental structure from motion (pycolmap, CPU): frames of the photos that found a place.
+def write_colmap(
+    folder: str | Path,
+    cameras: Cameras | list[Cameras],
+    names: list[str],
+    points: np.ndarray,
+    colors: np.ndarray,
+    seen: np.ndarray | None = None,
+) -> None:
+    """Write a sparse model (cameras, images, points3D .bin and what else COLMAP writes) into `folder`.
+
+    cameras (1,V) of the pictures `names`, or a list of V cameras (1,1) of pictures of different size; points (P,3) with
+    colours (P,3) in [0,1]. `seen` (V,P) bool says which picture saw which point, the point's track; None: every
+    picture that has it in front and inside. Cameras become PINHOLE, one for all pictures that share size and
+    intrinsics. Nothing given is changed.
+    """
+    single = [cameras.select([i]) for i in range(len(names))] if isinstance(cameras, Cameras) else cameras
+    pixels, inside = zip(*(_observed(camera, points) for camera in single))
+    seen = np.stack(inside) if seen is None else seen & np.stack(inside)
+    model = pycolmap.Reconstruction()
+    known: dict[tuple, int] = {}
+    observations: list[list[pycolmap.TrackElement]] = [[] for _ in range(len(points))]
+    for index, (camera, name) in enumerate(zip(single, names), start=1):
+        k = camera.intrinsics[0, 0].double().tolist()
+        shape = (camera.width, camera.height, k[0][0], k[1][1], k[0][2], k[1][2])
+        if shape not in known:
+            known[shape] = len(known) + 1
+            model.add_camera_with_trivial_rig(
+                pycolmap.Camera(camera_id=known[shape], model="PINHOLE", width=shape[0], height=shape[1],
+                                params=list(shape[2:]))
+            )  # fmt: skip
+        shown = np.flatnonzero(seen[index - 1])
+        image = pycolmap.Image(name=name, keypoints=pixels[index - 1][shown], camera_id=known[shape], image_id=index)
+        pose = camera.world_to_camera[0, 0, :3].double().numpy()
+        model.add_image_with_trivial_frame(image, pycolmap.Rigid3d(pose))
+        for number, point in enumerate(shown):
+            observations[point].append(pycolmap.TrackElement(index, number))
+    for point, color, elements in zip(points, (colors.clip(0, 1) * 255 + 0.5).astype(np.uint8), observations):
+        model.add_point3D(point.astype(np.float64), pycolmap.Track(elements), color)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".part") as work:
+        model.write(work)
+        for file in sorted(Path(work).iterdir()):
+            file.replace(folder / file.name)
+
+
+def _observed(camera: Cameras, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (P,2) of points in one camera, and whether they are in front of it and inside its picture (P)."""
+    matrix = camera.world_to_camera[0, 0].double().numpy()
+    local = points.astype(np.float64) @ matrix[:3, :3].T + matrix[:3, 3]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pixels = (local @ camera.intrinsics[0, 0].double().numpy().T)[:, :2] / local[:, 2:]
+    inside = (local[:, 2] > 1e-6) & (pixels >= 0).all(axis=1)
+    return pixels, inside & (pixels[:, 0] < camera.width) & (pixels[:, 1] < camera.height)
+
+
+def run_colmap(frames: list[Frame], progress: Callable[[str], None]) -> tuple[list[Frame], np.ndarray, np.ndarray]:
+    """Pose pictures by incremental structure from motion (pycolmap, CPU): those that found a place, sparse points.
 
     ValueError where fewer than two do; `progress` is told each stage.
     """
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR
-    folder = paths[0].parent
-    if any(path.parent != folder for path in paths):
-        raise ValueError("--poses colmap: expected all photos in one folder")
     with tempfile.TemporaryDirectory(prefix="da3_splat_colmap_") as work:
-        database = Path(work) / "database.db"
+        folder, database = Path(work) / "images", Path(work) / "database.db"
+        folder.mkdir()
+        sources = _gathered(frames, folder)
         pycolmap.set_random_seed(0)
         progress("finding features")
         options = pycolmap.ImageReaderOptions()
         options.camera_model = "SIMPLE_RADIAL"
-        one_size = len({read_image(path, upright=False).size for path in paths}) == 1
+        one_size = len({read_image(folder / name, upright=False).size for name in sources}) == 1
         mode = pycolmap.CameraMode.SINGLE if one_size else pycolmap.CameraMode.AUTO
-        names = [path.name for path in paths]
         try:
-            pycolmap.extract_features(database, folder, image_names=names, camera_mode=mode, reader_options=options)
+            pycolmap.extract_features(
+                database, folder, image_names=list(sources), camera_mode=mode, reader_options=options
+            )
             progress("matching")
             pycolmap.match_exhaustive(database)
             progress("reconstructing")
             models = pycolmap.incremental_mapping(database, folder, work)
         except RuntimeError as error:
-            raise ValueError(f"{folder}: COLMAP failed ({error})") from error
+            raise ValueError(f"COLMAP failed ({error})") from error
         if not models:
-            raise ValueError(f"{folder}: COLMAP could not connect the photos; take more, with more overlap")
+            raise ValueError("COLMAP could not connect the photos; take more, with more overlap")
         best = max(models.values(), key=lambda model: model.num_reg_images())
-        frames = frames_of(best, folder)
-        if len(frames) < 2:
-            raise ValueError(
-                f"{folder}: COLMAP placed {len(frames)} of {len(paths)} photos; take more, with more overlap"
-            )
-        return frames, *points_of(best)
+        placed = [_placed(frame, sources[frame.path.name]) for frame in frames_of(best, folder)]
+        if len(placed) < 2:
+            raise ValueError(f"COLMAP placed {len(placed)} of {len(frames)} photos; take more, with more overlap")
+        return placed, *points_of(best)
+
+
+def _gathered(frames: list[Frame], folder: Path) -> dict[str, Frame]:
+    """Copy the pictures into one folder under names that keep their order; {name: frame}."""
+    sources = {}
+    for index, frame in enumerate(frames):
+        if frame.picture is not None:
+            name = f"{index:05d}.png"
+            frame.picture.save(folder / name)
+        else:
+            name = f"{index:05d}{frame.path.suffix}"
+            with frame.path.open("rb") as source, (folder / name).open("wb") as copy:
+                shutil.copyfileobj(source, copy)
+        sources[name] = frame
+    return sources
+
+
+def _placed(posed: Frame, source: Frame) -> Frame:
+    """The source frame with the camera that COLMAP found for its copy."""
+    return Frame(
+        path=source.path,
+        label=source.name,
+        picture=source.picture,
+        mask=source.mask,
+        height=posed.height,
+        width=posed.width,
+        world_to_camera=posed.world_to_camera,
+        intrinsics=posed.intrinsics,
+        lens=posed.lens,
+    )

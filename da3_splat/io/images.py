@@ -2,41 +2,98 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from da3_splat.io.files import replacing
+from da3_splat.io.frames import PictureFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+FULL_FRAME_DIAGONAL = math.hypot(36, 24)  # millimetres, to which EXIF's 35 mm equivalent focal length refers
 
 
-def read_image(path: str | Path, upright: bool = True) -> Image.Image:
-    """The RGB picture at `path`, turned upright by its EXIF orientation, or as it is stored if not `upright`.
+@dataclass(frozen=True)
+class Picture:
+    """8-bit RGB pixels, what is opaque (8-bit grey, None: all of it), the focal length in pixels that EXIF tells."""
 
-    16-bit grey is scaled to 8 bits; transparent pixels are laid over black. ValueError names a file that is missing,
-    truncated, not a picture, or so large that it may be an attack (about 180 megapixels).
+    rgb: Image.Image
+    alpha: Image.Image | None = None
+    focal: float | None = None
+
+
+def read_image(path: PictureFile | str, upright: bool = True) -> Image.Image:
+    """The RGB pixels of `read_picture`."""
+    return read_picture(path, upright).rgb
+
+
+def read_picture(path: PictureFile | str, upright: bool = True) -> Picture:
+    """The picture at `path`, turned upright by its EXIF orientation, or as it is stored if not `upright`.
+
+    16-bit grey is scaled to 8 bits; transparent pixels are laid over black. The first picture of an animation or a
+    file of several is taken. ValueError names a file that is missing, truncated, not a picture, or so large that it may
+    be an attack (about 180 megapixels).
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as stream, Image.open(stream) as image:
             image.load()
+            focal = _focal(image)
             image = ImageOps.exif_transpose(image) if upright else image.copy()
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such image") from None
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        KeyError,
+        EOFError,
+        Image.DecompressionBombError,
+    ) as error:
+        raise ValueError(f"{path}: not a readable image ({error})") from error
+    if image.mode.startswith("I") or image.mode == "F":
+        return Picture(Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB"), focal=focal)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        over_black = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+        alpha = image.getchannel("A")
+        return Picture(over_black, None if alpha.getextrema()[0] == 255 else alpha, focal)
+    return Picture(image.convert("RGB"), focal=focal)
+
+
+def picture_size(path: PictureFile | str) -> tuple[int, int]:
+    """Height and width as stored, from the header alone."""
+    try:
+        with _opened(path) as stream, Image.open(stream) as image:
+            return image.height, image.width
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
-    return image.convert("RGB")
+
+
+def _opened(path: PictureFile | str):
+    return (Path(path) if isinstance(path, str) else path).open("rb")
+
+
+def _focal(image: Image.Image) -> float | None:
+    """Focal length in pixels by EXIF's 35 mm equivalent, which refers to the diagonal; None where EXIF has none."""
+    try:
+        millimetres = float(image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.FocalLengthIn35mmFilm, 0))
+    except (TypeError, ValueError, ZeroDivisionError, KeyError, OSError, SyntaxError):
+        return None  # a broken EXIF block is no reason to refuse a picture
+    if not 5 <= millimetres <= 2000:
+        return None
+    return millimetres / FULL_FRAME_DIAGONAL * math.hypot(image.width, image.height)
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind == "f" and values.max() <= 1:
-        full = 1
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values)
+        full = 1 if values.max() <= 1 else 255 if values.max() <= 255 else 65535
     else:
         full = 65535 if values.max() > 255 else 255
     return (values.astype(np.float64) * 255 / full).clip(0, 255).astype(np.uint8)

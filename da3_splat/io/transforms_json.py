@@ -1,10 +1,9 @@
-"""Nerfstudio's transforms.json: OpenGL camera-to-world matrices, intrinsics shared or per frame."""
+"""Nerfstudio's transforms.json: OpenGL camera-to-world matrices, intrinsics and lens shared or per frame."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,22 +11,10 @@ from torch import Tensor
 
 from da3_splat.geometry.poses import intrinsics_matrix
 from da3_splat.io.files import replacing
+from da3_splat.io.frames import Frame, Lens
 from da3_splat.types import Cameras
 
-DISTORTION = ("k1", "k2", "p1", "p2")
-CAMERA_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One picture of a capture: its file, the size it was calibrated at, camera, distortion (k1, k2, p1, p2)."""
-
-    path: Path
-    height: int
-    width: int
-    world_to_camera: Tensor  # (4,4) float64
-    intrinsics: Tensor  # (3,3) float64
-    distortion: tuple[float, ...]
+PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
 
 
 def opengl_to_world_to_camera(camera_to_world: Tensor) -> Tensor:
@@ -76,12 +63,6 @@ def _frame(folder: Path, shared: dict, frame: dict, where: str) -> Frame:
             raise ValueError(f"{where}: {name}: expected a number, got {value!r}")
         return float(value)
 
-    kind = frame.get("camera_model", shared.get("camera_model", "OPENCV"))
-    if kind not in CAMERA_MODELS or any(number(name, 0.0) for name in ("k3", "k4")):
-        raise ValueError(
-            f"{where}: expected a camera_model of {', '.join(CAMERA_MODELS)} without k3 and k4, got {kind}; "
-            "undistort the images first"
-        )
     width, height = int(number("w")), int(number("h"))
     fx = number("fl_x")
     fy = number("fl_y", fx)
@@ -98,15 +79,40 @@ def _frame(folder: Path, shared: dict, frame: dict, where: str) -> Frame:
     rotation = matrix[:3, :3]
     if (rotation @ rotation.T - torch.eye(3, dtype=torch.float64)).abs().max() > 1e-3 or torch.linalg.det(rotation) < 0:
         raise ValueError(f"{where}: transform_matrix: its rotation is not a rotation")
-    center = (number("cx", width / 2), number("cy", height / 2))
-    values = [torch.tensor(value, dtype=torch.float64) for value in (fx, fy, *center)]
+    values = [fx, fy, number("cx", width / 2), number("cy", height / 2)]
+    kind = frame.get("camera_model", shared.get("camera_model", "OPENCV"))
+    mask = frame.get("mask_path")
+    if mask is not None and not isinstance(mask, str):
+        raise ValueError(f"{where}: mask_path: expected a file name, got {mask!r}")
     return Frame(
         path=_inside(folder, frame["file_path"], where),
+        mask=None if mask is None else _inside(folder, mask, where),
         height=height,
         width=width,
         world_to_camera=opengl_to_world_to_camera(matrix),
-        intrinsics=intrinsics_matrix(*values),
-        distortion=tuple(number(name, 0.0) for name in DISTORTION),
+        intrinsics=intrinsics_matrix(*(torch.tensor(value, dtype=torch.float64) for value in values)),
+        lens=_lens(
+            kind, values, [number(name, 0.0) for name in ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")], where
+        ),
+    )
+
+
+def _lens(kind: str, pinhole: list[float], distortion: list[float], where: str) -> Lens | None:
+    """The lens in COLMAP's words: Nerfstudio's names are OpenCV's, k4 of a fisheye included."""
+    k1, k2, p1, p2, k3, k4, _, _ = distortion
+    if kind == "OPENCV_FISHEYE":
+        return Lens(kind, (*pinhole, k1, k2, k3, k4))
+    if kind not in PERSPECTIVE:
+        known = ", ".join((*PERSPECTIVE, "OPENCV_FISHEYE"))
+        raise ValueError(f"{where}: expected a camera_model of {known}, got {kind}; undistort the images first")
+    if kind != "FULL_OPENCV" and k4:
+        raise ValueError(f"{where}: k4 without camera_model OPENCV_FISHEYE or FULL_OPENCV; undistort the images first")
+    if not any(distortion):
+        return None
+    return (
+        Lens("FULL_OPENCV", (*pinhole, *distortion))
+        if any(distortion[4:])
+        else Lens("OPENCV", (*pinhole, k1, k2, p1, p2))
     )
 
 
@@ -118,22 +124,28 @@ def _inside(folder: Path, name: str, where: str) -> Path:
     return path
 
 
-def write_transforms(path: str | Path, cameras: Cameras, names: list[str], points: str | None = None) -> None:
-    """Write cameras (1,V) of the pictures `names` (relative to the folder of `path`); `points` is a PLY's name."""
-    content: dict = {"camera_model": "OPENCV", "w": cameras.width, "h": cameras.height}
+def write_transforms(
+    path: str | Path, cameras: Cameras | list[Cameras], names: list[str], points: str | None = None
+) -> None:
+    """Write cameras of the pictures `names` (relative to the folder of `path`); `points` is a PLY's name.
+
+    `cameras` are (1,V), or a list of V cameras (1,1) of pictures of different size. What all frames share stands once,
+    at the top, where every reader looks for it.
+    """
+    single = [cameras.select([i]) for i in range(len(names))] if isinstance(cameras, Cameras) else cameras
+    frames = []
+    for name, camera in zip(names, single):
+        k = camera.intrinsics[0, 0].double()
+        lens = {"fl_x": k[0, 0].item(), "fl_y": k[1, 1].item(), "cx": k[0, 2].item(), "cy": k[1, 2].item()}
+        pose = world_to_camera_to_opengl(camera.world_to_camera[0, 0].double())
+        frames.append(
+            {"file_path": name, "w": camera.width, "h": camera.height, **lens, "transform_matrix": pose.tolist()}
+        )
+    shared = {key: frames[0][key] for key in ("w", "h", "fl_x", "fl_y", "cx", "cy")}
+    shared = {key: value for key, value in shared.items() if all(frame[key] == value for frame in frames)}
+    content: dict = {"camera_model": "OPENCV", **shared, "k1": 0.0, "k2": 0.0, "p1": 0.0, "p2": 0.0}
     if points:
         content["ply_file_path"] = points
-    matrices = world_to_camera_to_opengl(cameras.world_to_camera[0].double())
-    content["frames"] = [
-        {
-            "file_path": name,
-            "fl_x": k[0, 0].item(),
-            "fl_y": k[1, 1].item(),
-            "cx": k[0, 2].item(),
-            "cy": k[1, 2].item(),
-            "transform_matrix": matrix.tolist(),
-        }
-        for name, k, matrix in zip(names, cameras.intrinsics[0].double(), matrices)
-    ]
+    content["frames"] = [{key: value for key, value in frame.items() if key not in shared} for frame in frames]
     with replacing(path) as beside:
         beside.write_text(json.dumps(content, indent=1))

@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from da3_splat.nerfstudio_plugin.cameras import from_nerfstudio
 from da3_splat.nerfstudio_plugin.datamanager import Da3SplatDatamanagerConfig
 from da3_splat.nerfstudio_plugin.model import Da3SplatModelConfig
-from da3_splat.types import Cameras, Views
+from da3_splat.types import Views
 
 
 @dataclass
@@ -57,29 +57,23 @@ class Da3SplatPipeline(VanillaPipeline):
     def training_views(self) -> Views:
         """The training pictures, resized for the network and cropped around the centre to one size, with their cameras
         and the sparse points, in Nerfstudio's frame."""
-        from da3_splat.data.captures import snapped_size, to_one_size
+        from da3_splat.data.views import OneView, join_views, snapped_size
 
         pictures = self.datamanager.cached_train  # undistorts, which changes the cameras, so it comes first
         dataset = self.datamanager.train_dataset
         count = min(len(pictures), self.config.max_views)
-        images, cameras = [], []
+        reads = []
         for index in np.linspace(0, len(pictures) - 1, count).round().astype(int).tolist():
             image = pictures[index]["image"][..., :3]
             image = (image.float() / 255 if image.dtype == torch.uint8 else image.float()).permute(2, 0, 1).cpu()
             size = snapped_size(*image.shape[1:], self.config.resolution)
-            images.append(interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1))
-            cameras.append(from_nerfstudio(dataset.cameras[index : index + 1]).to("cpu").resized(*size))
-        images, cameras = to_one_size(images, cameras)
+            image = interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+            camera = from_nerfstudio(dataset.cameras[index : index + 1]).to("cpu").resized(*size)
+            reads.append(OneView(image, camera))
         metadata = self.datamanager.train_dataparser_outputs.metadata
         points, colors = metadata.get("points3D_xyz"), metadata.get("points3D_rgb")
-        return Views(
-            images=torch.stack(images)[None],
-            cameras=Cameras(
-                world_to_camera=torch.cat([camera.world_to_camera for camera in cameras], dim=1),
-                intrinsics=torch.cat([camera.intrinsics for camera in cameras], dim=1),
-                height=images[0].shape[1],
-                width=images[0].shape[2],
-            ),
+        return join_views(
+            reads,
             points=None if points is None else points.float().cpu(),
             point_colors=None if points is None else colors.float().cpu() / 255,
         )

@@ -1,6 +1,7 @@
-"""Train the `mini` backbone's geometry on synthetic worlds, from nothing or from its last checkpoint.
+"""Train the `mini` backbone's geometry on synthetic worlds: from nothing, from weights, or from its last checkpoint.
 
     uv run python scripts/train_mini.py --output outputs/mini --minutes 45
+    uv run python scripts/train_mini.py --start da3_splat/weights/mini.safetensors --peak-rate 5e-4 --decay-steps 2000
 
 The seed of every batch is its step number, so a resumed run sees the batches that an unbroken one would have seen.
 """
@@ -15,7 +16,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
-from da3_splat.backbone import create_backbone
+from da3_splat.backbone import create_backbone, load_checkpoint
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.io.files import replacing
 from da3_splat.training.geometry import geometry_step
@@ -28,6 +29,8 @@ VIEWS = (2, 3, 4, 6)
 class Settings:
     output: Path = Path("outputs/mini")
     """where checkpoint.pt and mini_geometry.safetensors go"""
+    start: Path | None = None
+    """weights to begin with where there is no checkpoint yet"""
     minutes: float = 15.0
     """stop after so long; the checkpoint resumes"""
     images: int = 48
@@ -90,6 +93,8 @@ console = Console()
 network = create_backbone("mini")
 network.head.to(memory_format=torch.channels_last)
 optimizer = torch.optim.AdamW(network.parameters(), lr=settings.peak_rate, weight_decay=0.02, betas=(0.9, 0.98))
+if settings.start is not None:
+    load_checkpoint(network, settings.start)
 average = {name: value.detach().clone() for name, value in network.state_dict().items()}
 step = skipped = 0
 checkpoint = settings.output / "checkpoint.pt"

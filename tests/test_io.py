@@ -185,7 +185,7 @@ BAD = {
     "frame 0: expected positive": {"fl_x": 0},
     "frame 0: expected a camera_model": {"camera_model": "EQUIRECTANGULAR"},
     "frame 0: k4 without": {"k4": 0.1},
-    "frame 0: mask_path: expected a file name": {"mask_path": 3},
+    "frame 0: mask_path: expected a file name": {"frame": {"mask_path": 3}},
     "no frames": {"frames": []},
 }
 

@@ -1,5 +1,6 @@
 import torch
 
+from da3_splat.data.ray_casting import BOX, CYLINDER, SPHERE
 from da3_splat.data.synthetic import look_at, make_scenes, render_worlds, sample_cameras, sample_worlds
 from da3_splat.geometry.projection import project, unproject
 from da3_splat.types import Geometry
@@ -34,11 +35,11 @@ def test_depth_is_true():
 def test_sphere_by_hand():
     """A lone sphere of radius 0.5 at distance 2 is seen at depth 1.5 in the middle, and the room's wall beside it."""
     worlds = sample_worlds(1, 0)
-    values = {name: getattr(worlds, name).clone() for name in worlds.__dataclass_fields__}
+    values = {name: getattr(worlds, name).clone() for name in worlds.__dataclass_fields__ if name != "photos"}
     values["center"][:] = 100.0
     values["center"][0, 0] = torch.tensor([0.0, 0.0, 0.0])
     values["size"][0, 0] = 0.5
-    values["sphere"][0, 0] = True
+    values["shape"][0, 0] = SPHERE
     values["open"][:] = False
     values["room"][:] = torch.tensor([3.0, 2.0, 4.0])
     worlds = type(worlds)(**values)

@@ -1,49 +1,28 @@
-"""Procedural worlds, ray-cast in torch on the CPU: exact pictures, z-depth, sky mask and cameras.
+"""Procedural worlds, ray-cast in torch on any device: exact pictures, z-depth, normals, sky mask and cameras.
 
-A world is a room (or an open ground under a sky) with spheres and boxes in its middle, every surface with a solid
-texture of its own, one directional light, and cameras on an arc around the middle. World axes are OpenCV's: y points
-down. Everything is a function of the seed. Cost grows with rays times objects; nothing is kept between calls.
+A world is a room (or an open ground under a sky) with spheres, boxes and cylinders in its middle, every surface with a
+solid texture of its own, sun, sky light and a lamp, and cameras on an arc around the middle or on a smooth walk. World
+axes are OpenCV's: y points down. Everything is a function of the seed. Cost grows with rays times objects; nothing is
+kept between calls.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
+from da3_splat.data.ray_casting import CYLINDER, FACES, OBJECTS, PHOTO, SPHERE, Worlds, cast
 from da3_splat.geometry.poses import intrinsics_matrix
 from da3_splat.geometry.projection import rays_from_cameras
 from da3_splat.geometry.rotations import quaternion_to_matrix
 from da3_splat.types import Cameras, Geometry, Views
 
-OBJECTS = 10  # spheres and boxes a world
-FACES = 6  # of the room, each a surface of its own
-FAR = 1e6
 
-
-@dataclass(frozen=True)
-class Worlds:
-    """B worlds. room (B,3) half sizes, open (B) bool; objects: center, size (B,O,3), turn (B,O,3,3), sphere (B,O) bool;
-    surfaces (first the room's faces, then the objects): color_a, color_b (B,F+O,3), kind, frequency (B,F+O)."""
-
-    room: Tensor
-    open: Tensor
-    center: Tensor
-    size: Tensor
-    turn: Tensor
-    sphere: Tensor
-    color_a: Tensor
-    color_b: Tensor
-    kind: Tensor
-    frequency: Tensor
-    light: Tensor
-    reach: Tensor  # (B) radius of the cylinder that holds the objects
-
-
-def sample_worlds(count: int, seed: int) -> Worlds:
-    """`count` worlds drawn from `seed`."""
+def sample_worlds(count: int, seed: int, photos: Tensor | None = None) -> Worlds:
+    """`count` worlds drawn from `seed`. With `photos` (P,3,h,w) in [0,1], a third of the surfaces show them."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -53,8 +32,8 @@ def sample_worlds(count: int, seed: int) -> Worlds:
     reach = uniform(0.8, 1.3, count)
     angle, radius = uniform(0, 2 * torch.pi, count, OBJECTS), uniform(0, 1, count, OBJECTS).sqrt() * reach[:, None]
     size = uniform(0.12, 0.5, count, OBJECTS, 1) * uniform(0.6, 1.4, count, OBJECTS, 3)
-    sphere = uniform(0, 1, count, OBJECTS) < 0.5
-    size = torch.where(sphere[..., None], size[..., :1].expand_as(size), size)
+    shape = torch.randint(0, 3, (count, OBJECTS), generator=generator)
+    size = torch.where((shape == SPHERE)[..., None], size[..., :1].expand_as(size), size)
     # Most objects stand on the floor (y = room height), some float.
     height = (
         room[:, None, 1]
@@ -72,19 +51,30 @@ def sample_worlds(count: int, seed: int) -> Worlds:
         grey = full.mean(dim=-1, keepdim=True)
         return grey + saturation * (full - grey)
 
+    # Cylinders stand upright, the rest is turned at random.
+    turn = quaternion_to_matrix(torch.randn(count, OBJECTS, 4, generator=generator))
+    turn = torch.where((shape == CYLINDER)[..., None, None], torch.eye(3), turn)
+    kind = torch.randint(0, 5, (count, surfaces), generator=generator)
+    if photos is not None:
+        kind = torch.where(uniform(0, 1, count, surfaces) < 1 / 3, PHOTO, kind)
+    lamp = uniform(-0.6, 0.6, count, 3) * room
+    lamp[:, 1] = -0.8 * room[:, 1]
     return Worlds(
         room=room,
         open=uniform(0, 1, count) < 0.25,
         center=center,
         size=size,
-        turn=quaternion_to_matrix(torch.randn(count, OBJECTS, 4, generator=generator)),
-        sphere=sphere,
+        turn=turn,
+        shape=shape,
         color_a=colors(),
         color_b=colors(),
-        kind=torch.randint(0, 4, (count, surfaces), generator=generator),
+        kind=kind,
         frequency=uniform(1.5, 6.0, count, surfaces),
         light=normalize(torch.randn(count, 3, generator=generator) * 0.6 + torch.tensor([0.0, -1.0, 0.0]), dim=-1),
+        lamp=lamp,
+        lamp_color=uniform(0, 1.5, count, 1) * uniform(0.7, 1, count, 3),
         reach=reach,
+        photos=photos,
     )
 
 
@@ -116,11 +106,49 @@ def sample_cameras(worlds: Worlds, views: int, height: int, width: int, seed: in
     )
     target = target + 0.1 * torch.randn(count, views, 3, generator=generator)
     roll = torch.deg2rad(4 * torch.randn(count, views, generator=generator))
-    world_to_camera = look_at(position, target, roll)
-    focal = width / 2 / torch.tan(torch.deg2rad(uniform(50, 85, count, 1)) / 2).expand(count, views)
-    half_width, half_height = torch.full_like(focal, width / 2), torch.full_like(focal, height / 2)
-    intrinsics = intrinsics_matrix(focal, focal, half_width, half_height)
-    return Cameras(world_to_camera=world_to_camera, intrinsics=intrinsics, height=height, width=width)
+    intrinsics = sample_intrinsics(count, views, height, width, generator)
+    return Cameras(world_to_camera=look_at(position, target, roll), intrinsics=intrinsics, height=height, width=width)
+
+
+def sample_walk(worlds: Worlds, views: int, height: int, width: int, seed: int, turns: float = 1.0) -> Cameras:
+    """Cameras (B,views) on a smooth closed walk around the objects that keeps looking at them, `turns` times around.
+
+    Distance, height and gaze swing slowly; neighbours differ by little, and the last view comes home to the first.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    count = worlds.room.shape[0]
+    phase = torch.linspace(0, 2 * torch.pi, views + 1)[:-1]
+
+    def swing(periods: int) -> Tensor:
+        """(B,views) within [-1,1], periodic."""
+        shift = 2 * torch.pi * torch.rand(count, 1, generator=generator)
+        return torch.sin(periods * phase + shift)
+
+    outer, inner = worlds.room[:, [0, 2]].amin(dim=-1, keepdim=True) - 0.2, worlds.reach[:, None] + 0.7
+    distance = inner + (outer - inner).clamp_min(0) * (0.5 + 0.4 * swing(2))
+    azimuth = turns * phase + 2 * torch.pi * torch.rand(count, 1, generator=generator)
+    level = worlds.room[:, 1:2] * (0.25 * swing(1) + 0.15 * swing(3))
+    position = torch.stack([distance * azimuth.cos(), level, distance * azimuth.sin()], dim=-1)
+    target = torch.stack([0.4 * swing(1), 0.5 * worlds.room[:, 1:2] + 0.2 * swing(2), 0.4 * swing(3)], dim=-1)
+    roll = torch.deg2rad(3 * swing(2))
+    intrinsics = sample_intrinsics(count, views, height, width, generator)
+    return Cameras(world_to_camera=look_at(position, target, roll), intrinsics=intrinsics, height=height, width=width)
+
+
+def sample_intrinsics(count: int, views: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """(B,views,3,3): one lens a world, 50 to 85 degrees wide, principal point in the centre."""
+    field = torch.deg2rad(50 + 35 * torch.rand(count, 1, generator=generator))
+    focal = (width / 2 / torch.tan(field / 2)).expand(count, views)
+    return intrinsics_matrix(focal, focal, torch.full_like(focal, width / 2), torch.full_like(focal, height / 2))
+
+
+def with_zoom(cameras: Cameras, seed: int, zoom: float = 0.15, shift: float = 0.1) -> Cameras:
+    """The cameras with a lens of its own each: focal length off by `zoom` at most, centre by `shift` half sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = 2 * torch.rand(3, *cameras.intrinsics.shape[:2], generator=generator) - 1
+    focal = cameras.intrinsics[..., 0, 0] * torch.exp(zoom * draw[0])
+    center_x, center_y = cameras.width / 2 * (1 + shift * draw[1]), cameras.height / 2 * (1 + shift * draw[2])
+    return replace(cameras, intrinsics=intrinsics_matrix(focal, focal, center_x, center_y))
 
 
 def look_at(position: Tensor, target: Tensor, roll: Tensor | None = None) -> Tensor:
@@ -148,135 +176,43 @@ def render_worlds(worlds: Worlds, cameras: Cameras, supersample: int = 2) -> tup
     Sky pixels have depth 0.
     """
     height, width = cameras.height, cameras.width
+    worlds = worlds.to(cameras.intrinsics.device)
     fine = rays_from_cameras(cameras, height * supersample, width * supersample)
-    color, depth, sky = _cast(worlds, fine.origins, fine.directions)
-    color = color.permute(0, 1, 4, 2, 3)
+    hits = cast(worlds, fine.origins, fine.directions)
+    color, depth, sky = hits.color.permute(0, 1, 4, 2, 3), hits.distance, hits.sky
     if supersample > 1:
         color = avg_pool2d(color.flatten(0, 1), supersample).unflatten(0, color.shape[:2])
         if supersample % 2 == 0:  # no ray went through the pixel centres
             rays = rays_from_cameras(cameras)
-            _, depth, sky = _cast(worlds, rays.origins, rays.directions, shade=False)
+            hits = cast(worlds, rays.origins, rays.directions, shade=False)
+            depth, sky = hits.distance, hits.sky
         else:
             middle = slice(supersample // 2, None, supersample)
             depth, sky = depth[..., middle, middle], sky[..., middle, middle]
     return color, Geometry(depth=depth, cameras=cameras, sky=sky.to(depth.dtype))
 
 
+def render_normals(worlds: Worlds, cameras: Cameras) -> Tensor:
+    """Unit normals (B,V,H,W,3) in the axes of each camera, facing it; zero where there is sky."""
+    rays = rays_from_cameras(cameras)
+    hits = cast(worlds.to(cameras.intrinsics.device), rays.origins, rays.directions, shade=False)
+    normals = torch.einsum("bvij,bvhwj->bvhwi", cameras.world_to_camera[..., :3, :3], normalize(hits.normal, dim=-1))
+    return normals * ~hits.sky[..., None]
+
+
 def make_scenes(
-    count: int, views: int, height: int, width: int, seed: int, arc: float | None = None, supersample: int = 2
+    count: int,
+    views: int,
+    height: int,
+    width: int,
+    seed: int,
+    arc: float | None = None,
+    supersample: int = 2,
+    device: torch.device | str = "cpu",
 ) -> tuple[Views, Geometry]:
     """`count` worlds with `views` posed pictures each, and their true geometry."""
     worlds = sample_worlds(count, seed)
-    cameras = sample_cameras(worlds, views, height, width, seed + 1, arc)
+    cameras = sample_cameras(worlds, views, height, width, seed + 1, arc).to(device)
     images, geometry = render_worlds(worlds, cameras, supersample)
     names = tuple(f"view_{index:04d}" for index in range(views))
     return Views(images=images, cameras=cameras, names=names), geometry
-
-
-def _cast(worlds: Worlds, origins: Tensor, directions: Tensor, shade: bool = True):
-    """Colour (...,3), depth along `directions` and sky of rays (B,V,H,W,3)."""
-    shape = directions.shape[:-1]
-    origins, directions = origins.flatten(1, 3), directions.flatten(1, 3)
-    room_distance, room_face, room_normal = _room_hit(worlds, origins, directions)
-    distance, surface, local, normal = _object_hits(worlds, origins, directions)
-    in_room = room_distance < distance
-    distance = torch.where(in_room, room_distance, distance)
-    surface = torch.where(in_room, room_face, surface + FACES)
-    sky = in_room & worlds.open[:, None] & (room_face != 4)  # face 4 is the floor
-    depth = torch.where(sky, torch.zeros_like(distance), distance).reshape(shape)
-    if not shade:
-        return None, depth, sky.reshape(shape)
-    world_points = origins + distance[..., None] * directions
-    local = torch.where(in_room[..., None], world_points, local)
-    normal = torch.where(in_room[..., None], room_normal, normal)
-    color = _texture(worlds, surface, local)
-    lambert = (normal * worlds.light[:, None]).sum(dim=-1, keepdim=True).clamp_min(0)
-    color = color * (0.55 + 0.45 * lambert)
-    up = -normalize(directions, dim=-1)[..., 1:2].clamp(-1, 0)
-    horizon = worlds.color_a[:, :1] * 0.3 + 0.6
-    sky_color = horizon * (1 - up) + up * color.new_tensor([0.35, 0.55, 0.9])
-    color = torch.where(sky[..., None], sky_color, color)
-    return color.clamp(0, 1).reshape(*shape, 3), depth, sky.reshape(shape)
-
-
-def _room_hit(worlds: Worlds, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Where rays (B,R,3) that start inside leave the room: distance, face 2 * axis + (0 high, 1 low), inner normal."""
-    half = worlds.room[:, None]
-    # An open world is a room whose walls and ceiling are too far to matter: they are sky.
-    scale = torch.where(worlds.open[:, None, None], half.new_tensor([20.0, 1.0, 20.0]), half.new_ones(3))
-    half = half * scale
-    safe = torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
-    distance = (torch.sign(safe) * half - origins) / safe
-    distance, axis = distance.clamp_min(0).min(dim=-1)
-    sign = torch.sign(safe).gather(-1, axis[..., None])
-    normal = torch.zeros_like(directions).scatter(-1, axis[..., None], -sign)
-    face = torch.tensor([0, 4, 2])[axis] + (sign[..., 0] < 0).long()  # x: 0 1, y (down): 4 floor, 5; z: 2 3
-    return distance, face, normal
-
-
-def _object_hits(worlds: Worlds, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The nearest object along rays (B,R,3): distance (FAR where none), its index, the hit in its frame, the normal."""
-    best = torch.full(directions.shape[:2], FAR)
-    index = torch.zeros(directions.shape[:2], dtype=torch.long)
-    local, normal = torch.zeros_like(directions), torch.zeros_like(directions)
-    for item in range(OBJECTS):
-        turn, half = worlds.turn[:, item], worlds.size[:, None, item]
-        o = (origins - worlds.center[:, None, item]) @ turn.transpose(1, 2)
-        d = directions @ turn.transpose(1, 2)
-        a, b, c = d.square().sum(-1), (o * d).sum(-1), o.square().sum(-1) - half[..., 0].square()
-        root = b * b - a * c
-        sphere_distance = torch.where(root > 0, (-b - root.clamp_min(0).sqrt()) / a, FAR)
-        inverse = 1 / torch.where(d.abs() < 1e-9, torch.full_like(d, 1e-9), d)
-        near, far = -o * inverse - half * inverse.abs(), -o * inverse + half * inverse.abs()
-        enter, axis = near.max(dim=-1)
-        box_distance = torch.where(enter < far.amin(dim=-1), enter, FAR)
-        is_sphere = worlds.sphere[:, item, None]
-        distance = torch.where(is_sphere, sphere_distance, box_distance)
-        closer = (distance > 1e-3) & (distance < best)
-        hit = o + distance[..., None] * d
-        face = torch.zeros_like(d).scatter(-1, axis[..., None], -torch.sign(d.gather(-1, axis[..., None])))
-        normal_here = torch.where(is_sphere[..., None], hit / half[..., :1], face) @ turn
-        best = torch.where(closer, distance, best)
-        index = torch.where(closer, item, index)
-        local = torch.where(closer[..., None], hit, local)
-        normal = torch.where(closer[..., None], normal_here, normal)
-    return best, index, local, normal
-
-
-def _texture(worlds: Worlds, surface: Tensor, points: Tensor) -> Tensor:
-    """Solid textures (B,R,3): fractal noise, checks, stripes or a plain colour, all over a little noise."""
-
-    def of_surface(values: Tensor) -> Tensor:
-        if values.ndim == 3:
-            return values.gather(1, surface[..., None].expand(-1, -1, 3))
-        return values.gather(1, surface)
-
-    frequency, kind = of_surface(worlds.frequency), of_surface(worlds.kind)
-    scaled = points * frequency[..., None] + surface[..., None] * 17.0
-    noise = sum(_value_noise(scaled * 2.0**octave, octave) / 2.0**octave for octave in range(3)) / 1.75
-    checks = (scaled.floor().sum(dim=-1).long() % 2).to(noise.dtype)
-    stripes = (0.5 + 0.5 * torch.sin(6 * (scaled[..., 0] + 0.3 * scaled[..., 1]))).round()
-    mix = torch.where(kind == 0, (2.5 * noise - 0.75).clamp(0, 1), torch.zeros_like(noise))
-    mix = torch.where(kind == 1, checks, mix)
-    mix = torch.where(kind == 2, stripes, mix)[..., None]
-    color = of_surface(worlds.color_a) * (1 - mix) + of_surface(worlds.color_b) * mix
-    return color * (0.7 + 0.6 * noise[..., None])
-
-
-def _value_noise(points: Tensor, salt: int) -> Tensor:
-    """Smooth noise (B,R) in [0,1]: hashed values on the integer lattice, blended with a cubic ease."""
-    base = points.floor()
-    t = points - base
-    t = t * t * (3 - 2 * t)
-    cell = base.int()
-    total = torch.zeros_like(points[..., 0])
-    for corner in range(8):
-        offset = [(corner >> axis) & 1 for axis in range(3)]
-        weight = torch.ones_like(total)
-        for axis in range(3):
-            weight = weight * (t[..., axis] if offset[axis] else 1 - t[..., axis])
-        x, y, z = (cell[..., axis] + offset[axis] for axis in range(3))
-        mixed = x * 374761393 + y * 668265263 + z * 1274126177 + salt * 974711
-        mixed = (mixed ^ (mixed >> 13)) * 1103515245
-        total = total + weight * ((mixed ^ (mixed >> 16)) & 0xFFFF).to(total.dtype) / 65535
-    return total

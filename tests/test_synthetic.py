@@ -1,6 +1,6 @@
 import torch
 
-from da3_splat.data.ray_casting import BOX, CYLINDER, SPHERE
+from da3_splat.data.ray_casting import SPHERE
 from da3_splat.data.synthetic import look_at, make_scenes, render_worlds, sample_cameras, sample_worlds
 from da3_splat.geometry.projection import project, unproject
 from da3_splat.types import Geometry

@@ -14,10 +14,12 @@ from torch.nn.functional import normalize
 from da3_splat.geometry.alignment import umeyama
 from da3_splat.geometry.projection import inverse_intrinsics, pixel_grid
 from da3_splat.geometry.rotations import matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
+from da3_splat.geometry.surfaces import pixel_widths, surface_frames
 from da3_splat.spherical_harmonics import rgb_to_dc, rotate_sh
 from da3_splat.types import Cameras, Gaussians, Geometry
 
-FOOTPRINT = 0.6  # standard deviation of an untrained head's Gaussian, in pixels
+FOOTPRINT = 0.4  # standard deviation of an untrained head's Gaussian along the surface, in pixels
+THICKNESS = 0.04  # and across it
 START_OPACITY = 2.5  # logit of an untrained head's opacity
 RELEASED_SCALES = (1e-5, 30.0)
 
@@ -29,18 +31,19 @@ def raw_channels(sh_degree: int) -> int:
 def lift(raw: Tensor, images: Tensor, geometry: Geometry) -> Gaussians:
     """Gaussians (B,S*H*W) of raw maps (B,S,H,W,R) by our rules; raw = 0 is naive lifting of the pictures (B,S,3,H,W).
 
-    The mean lies on the ray through the pixel, moved by at most a pixel, at depth * exp(raw / 10); sizes are multiples
-    of what a pixel covers at that depth; colour is the pixel's plus a correction, opacity starts at 0.92.
+    The mean lies on the ray through the pixel, moved by at most a pixel, at depth * exp(raw / 10). Sizes and turn are
+    relative to the disc that the pixel covers of its surface (see geometry/surfaces.py); colour is the pixel's plus a
+    correction, opacity starts at 0.92.
     """
     cameras = geometry.cameras
     batch, views, height, width, _ = raw.shape
     offset, scale, turn, sh, depth_offset, opacity = raw.float().split([2, 3, 4, raw.shape[-1] - 11, 1, 1], dim=-1)
-    depth = geometry.depth[..., None] * torch.exp(0.1 * depth_offset.clamp(-10, 10))
-    means, footprint = _unproject_with_offset(depth, offset.tanh(), cameras)
-    scales = footprint * FOOTPRINT * torch.exp(scale.clamp(-4, 4))
-    camera_turn = matrix_to_quaternion(cameras.camera_to_world[..., :3, :3])[:, :, None, None]
-    quats = normalize(turn + turn.new_tensor([1.0, 0, 0, 0]), dim=-1)
-    quats = quaternion_multiply(camera_turn.expand_as(quats), quats)
+    stretch = torch.exp(0.1 * depth_offset.clamp(-10, 10))
+    means = _unproject_with_offset(geometry.depth[..., None] * stretch, offset.tanh(), cameras)
+    frames, lengths = surface_frames(geometry.depth.float(), cameras.resized(height, width))
+    thickness = THICKNESS * pixel_widths(geometry.depth, cameras)[..., None]
+    scales = torch.cat([FOOTPRINT * lengths, thickness], dim=-1) * stretch * torch.exp(scale.clamp(-4, 4))
+    quats = quaternion_multiply(frames, normalize(turn + turn.new_tensor([1.0, 0, 0, 0]), dim=-1))
     sh = sh.unflatten(-1, (3, -1)).transpose(-1, -2) * _band_damping(sh.shape[-1] // 3, like=sh)[:, None]
     pixel_color = rgb_to_dc(images.float()).permute(0, 1, 3, 4, 2)[..., None, :]
     sh = torch.cat([sh[..., :1, :] + pixel_color, sh[..., 1:, :]], dim=-2)
@@ -57,17 +60,15 @@ def lift(raw: Tensor, images: Tensor, geometry: Geometry) -> Gaussians:
     )
 
 
-def _unproject_with_offset(depth: Tensor, offset: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """World points (B,S,H,W,3) of pixels moved by `offset` (B,S,H,W,2), and the width of a pixel there (B,S,H,W,1)."""
+def _unproject_with_offset(depth: Tensor, offset: Tensor, cameras: Cameras) -> Tensor:
+    """World points (B,S,H,W,3) of pixels moved by `offset` (B,S,H,W,2) at depth (B,S,H,W,1)."""
     height, width = depth.shape[2:4]
     cameras = cameras.resized(height, width)
     pixels = pixel_grid(height, width, depth)
     pixels = torch.cat([pixels[..., :2] + offset, pixels[..., 2:].expand(*offset.shape[:-1], 1)], dim=-1)
     camera_to_world = cameras.camera_to_world
     matrix = camera_to_world[..., :3, :3] @ inverse_intrinsics(cameras.intrinsics)
-    points = torch.einsum("bsij,bshwj->bshwi", matrix, pixels) * depth + camera_to_world[:, :, None, None, :3, 3]
-    per_pixel = (1 / cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]).mean(dim=-1)
-    return points, depth * per_pixel[:, :, None, None, None]
+    return torch.einsum("bsij,bshwj->bshwi", matrix, pixels) * depth + camera_to_world[:, :, None, None, :3, 3]
 
 
 def _band_damping(bases: int, like: Tensor) -> Tensor:

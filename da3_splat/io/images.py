@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import struct
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,11 @@ from da3_splat.io.files import replacing
 from da3_splat.io.frames import PictureFile
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+# What Pillow and a damaged archive are known to raise for files that are no pictures.
+UNREADABLE = (
+    *(UnidentifiedImageError, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error),
+    *(OSError, SyntaxError, ValueError, KeyError, IndexError, EOFError, NotImplementedError, struct.error),
+)
 FULL_FRAME_DIAGONAL = math.hypot(36, 24)  # millimetres, to which EXIF's 35 mm equivalent focal length refers
 
 
@@ -44,15 +52,7 @@ def read_picture(path: PictureFile | str, upright: bool = True) -> Picture:
             image = ImageOps.exif_transpose(image) if upright else image.copy()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,
-        ValueError,
-        KeyError,
-        EOFError,
-        Image.DecompressionBombError,
-    ) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
     if image.mode.startswith("I") or image.mode == "F":
         return Picture(Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB"), focal=focal)
@@ -71,7 +71,7 @@ def picture_size(path: PictureFile | str) -> tuple[int, int]:
             return image.height, image.width
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not a readable image ({error})") from error
 
 

@@ -1,0 +1,356 @@
+"""Making views agree before they are merged: small corrections of depth and poses, found from what the views show.
+
+Unknown are, for each view, a twist of its camera (6 numbers, unless the poses are given) and a smooth factor on its
+depth (a coarse grid of log factors, bilinear between). For pixels of a view, projected into its neighbours, two things
+must match: the colour found there, and the depth found there. Gauss-Newton on both, robust, from blurred pictures to
+sharp ones; priors hold every correction near zero, which also fixes the gauge. A guard compares the fit on pixels that
+were not used, and leaves everything as it was where the corrections do not improve it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, grid_sample, pad
+
+from da3_splat.geometry.projection import inverse_intrinsics
+from da3_splat.types import Geometry
+
+
+@dataclass(frozen=True)
+class ConsensusConfig:
+    """How views are made to agree. Angles in degrees, lengths as shares of the median depth."""
+
+    iterations: int = 4  # at each blur
+    blurs: tuple[float, ...] = (3.0, 1.5, 0.75)  # of the pictures, in pixels of one that is 224 wide
+    grid: tuple[int, int] = (4, 5)  # of log depth factors
+    samples: int = 1500  # pixels of each view
+    neighbours: int = 6
+    rotation_prior: float = 1.0
+    translation_prior: float = 0.02
+    depth_prior: float = 0.03
+    redundancy: float = 30.0  # so many samples count as one observation: neighbours are not independent
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """The corrected geometry, and how well views agree: medians over unused pixels, before and after."""
+
+    geometry: Geometry
+    accepted: bool
+    color_before: float
+    color_after: float
+    depth_before: float
+    depth_after: float
+    rotation: float  # median correction, degrees
+    translation: float  # median correction, as a share of the median depth
+
+
+@dataclass(frozen=True)
+class _State:
+    """Corrected cameras, log depth factors (S,rows,columns), and the twists so far (S,6), for the priors."""
+
+    camera_to_world: Tensor
+    factors: Tensor
+    twists: Tensor
+
+
+def reach_consensus(
+    geometry: Geometry, images: Tensor, poses_given: bool, config: ConsensusConfig = ConsensusConfig()
+) -> Consensus:
+    """Corrections of one scene: geometry and images (1,S,3,H,W) of batch size 1. Given poses are not touched.
+
+    Cost: iterations * views * neighbours * samples; 24 views of 168x224 take about ten seconds on two cores.
+    """
+    scene = _Scene(geometry, images, config)
+    start = _State(
+        geometry.cameras.camera_to_world[0].double(),
+        geometry.depth.new_zeros(geometry.depth.shape[1], *config.grid, dtype=torch.float64),
+        geometry.depth.new_zeros(geometry.depth.shape[1], 6, dtype=torch.float64),
+    )
+    pairs = scene.neighbours(start)
+    state = start
+    for blur in config.blurs:
+        scene.blur(blur * geometry.depth.shape[3] / 224)
+        for _ in range(config.iterations):
+            state = scene.step(state, pairs, poses_given)
+    before, after = scene.agreement(start, pairs), scene.agreement(state, pairs)
+    accepted = after[0] + after[1] < before[0] + before[1] and after[0] <= before[0] * 1.001
+    kept = state if accepted else start
+    return Consensus(
+        geometry=scene.corrected(kept),
+        accepted=bool(accepted),
+        color_before=before[0],
+        color_after=after[0],
+        depth_before=before[1],
+        depth_after=after[1],
+        rotation=float(torch.rad2deg(kept.twists[:, 3:].norm(dim=-1)).median()),
+        translation=float(kept.twists[:, :3].norm(dim=-1).median() / scene.unit),
+    )
+
+
+class _Scene:
+    """What stays the same through all iterations."""
+
+    def __init__(self, geometry: Geometry, images: Tensor, config: ConsensusConfig):
+        self.geometry, self.images, self.config = geometry, images[0], config
+        self.views, self.height, self.width = geometry.depth.shape[1:]
+        self.intrinsics = geometry.cameras.resized(self.height, self.width).intrinsics[0].float()
+        depth = geometry.depth[0].float()
+        valid = depth.isfinite() & (depth > 0)
+        if geometry.sky is not None:
+            valid &= ~geometry.sky_mask[0]
+        self.unit = float(depth[valid].median()) if bool(valid.any()) else 1.0
+        self.log_depth = torch.where(valid, depth.clamp_min(1e-12).log(), depth.new_zeros(()))
+        # Smoothness of the surface: a pixel beside a jump says nothing that its neighbour would not deny.
+        steps = torch.stack([_shifted_difference(self.log_depth, axis) for axis in (1, 2)])
+        self.usable = valid & (steps.abs().amax(dim=0) < 0.05)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.pixels, self.chosen = self._sample(config.samples)
+        self.spare_pixels, self.spare_chosen = self._sample(config.samples // 2)
+        self.blur(0.75)
+
+    def blur(self, sigma: float) -> None:
+        self.colors = _gaussian_blur(self.images.float(), sigma)
+        dx, dy = _central(self.colors, 3), _central(self.colors, 2)
+        lx, ly = _central(self.log_depth[:, None], 3), _central(self.log_depth[:, None], 2)
+        # Colours, their slopes, log depth, its slopes, and whether it is usable: one lookup finds them all.
+        self.maps = torch.cat([self.colors, dx, dy, self.log_depth[:, None], lx, ly, self.usable[:, None].float()], 1)
+
+    def _sample(self, count: int) -> tuple[Tensor, Tensor]:
+        """Pixel centres (S,N,2) drawn at random, and whether they can be used (S,N)."""
+        draw = torch.rand(self.views, count, 2, generator=self.generator).to(self.images.device)
+        size = draw.new_tensor([self.width, self.height])
+        index = (draw * size).long()
+        flat = index[..., 1] * self.width + index[..., 0]
+        return index + 0.5, self.usable.flatten(1).gather(1, flat)
+
+    def neighbours(self, state: _State) -> Tensor:
+        """Ordered pairs (P,2) of views that see much of the same: for each view some near and some far ones."""
+        pairs = torch.tensor([(i, j) for i in range(self.views) for j in range(self.views) if i != j])
+        overlap = torch.zeros(self.views, self.views)
+        for chunk in pairs.split(64):
+            look = self.look(state, chunk, self.spare_pixels[:, ::4], self.spare_chosen[:, ::4])
+            overlap[chunk[:, 0], chunk[:, 1]] = (look.weight * (look.depth_residual.abs() < 0.1)).mean(dim=1).cpu()
+        chosen = []
+        for view in range(self.views):
+            ranked = [j for j in overlap[view].argsort(descending=True).tolist() if overlap[view, j] > 0.15]
+            count = min(len(ranked), self.config.neighbours)
+            picks = {ranked[round(k * (len(ranked) - 1) / max(1, count - 1))] for k in range(count)}
+            chosen += [(view, j) for j in sorted(picks)]
+        return torch.tensor(chosen, dtype=torch.long).reshape(-1, 2)
+
+    def look(self, state: _State, pairs: Tensor, pixels: Tensor, chosen: Tensor) -> _Look:
+        return _Look(self, state, pairs, pixels, chosen)
+
+    def agreement(self, state: _State, pairs: Tensor) -> tuple[float, float]:
+        """Median colour difference and median relative depth difference over the spare pixels."""
+        color, depth = [], []
+        for chunk in pairs.split(32):
+            look = self.look(state, chunk, self.spare_pixels, self.spare_chosen)
+            seen = look.weight > 0
+            near = seen & (look.depth_residual.abs() < 0.15)
+            color.append(look.color_residual.abs().mean(dim=-1)[near])
+            depth.append(look.depth_residual.abs()[near])
+        color, depth = torch.cat(color), torch.cat(depth)
+        if len(color) == 0:
+            return float("inf"), float("inf")
+        return float(color.mean()), float(depth.mean())
+
+    def step(self, state: _State, pairs: Tensor, poses_given: bool) -> _State:
+        """One damped Gauss-Newton step over all pairs."""
+        config, rows = self.config, self.config.grid[0] * self.config.grid[1]
+        size = 6 + rows
+        normal = torch.zeros(self.views, size, self.views, size, dtype=torch.float64)
+        right = torch.zeros(self.views, size, dtype=torch.float64)
+        looks = [self.look(state, chunk, self.pixels, self.chosen) for chunk in pairs.split(16)]
+        near = torch.cat([(look.weight * (look.depth_residual.abs() < 0.15)).flatten() for look in looks]) > 0
+        if not bool(near.any()):
+            return state
+        color_scale = torch.cat([look.color_residual.norm(dim=-1).flatten() for look in looks])[near].median()
+        depth_scale = torch.cat([look.depth_residual.abs().flatten() for look in looks])[near].median()
+        color_scale, depth_scale = color_scale.clamp_min(0.01), depth_scale.clamp(0.002, 0.05)
+        for look in looks:
+            blocks, vectors = look.normal_equations(float(color_scale), float(depth_scale))
+            blocks, vectors = blocks.double().cpu() / config.redundancy, vectors.double().cpu() / config.redundancy
+            for (i, j), block, vector in zip(look.pairs.tolist(), blocks, vectors):
+                normal[i, :, i] += block[:size, :size]
+                normal[i, :, j] += block[:size, size:]
+                normal[j, :, i] += block[size:, :size]
+                normal[j, :, j] += block[size:, size:]
+                right[i] += vector[:size]
+                right[j] += vector[size:]
+        prior = torch.cat(
+            [
+                torch.full((3,), (config.translation_prior * self.unit) ** -2),
+                torch.full((3,), torch.deg2rad(torch.tensor(config.rotation_prior)).item() ** -2),
+                torch.full((rows,), config.depth_prior**-2),
+            ]
+        ).double()
+        so_far = torch.cat([state.twists, state.factors.flatten(1)], dim=1).cpu()
+        flat = normal.reshape(self.views * size, self.views * size)
+        flat.diagonal().add_(prior.repeat(self.views))
+        right = (right + prior * so_far).flatten()
+        free = torch.ones(self.views, size, dtype=torch.bool)
+        if poses_given:
+            free[:, :6] = False
+        index = torch.nonzero(free.flatten())[:, 0]
+        solution = torch.zeros_like(right)
+        factor = torch.linalg.cholesky(flat[index][:, index])
+        solution[index] = -torch.cholesky_solve(right[index, None], factor)[:, 0]
+        solution = solution.reshape(self.views, size).to(state.twists)
+        twists, factors = solution[:, :6], solution[:, 6:].reshape(state.factors.shape)
+        return _State(
+            state.camera_to_world @ torch.linalg.matrix_exp(_twist_matrix(twists)),
+            state.factors + factors,
+            state.twists + twists,
+        )
+
+    def corrected(self, state: _State) -> Geometry:
+        """The geometry with the corrections applied."""
+        world_to_camera = torch.linalg.inv(state.camera_to_world).to(self.geometry.depth.dtype)[None]
+        cameras = replace(self.geometry.cameras, world_to_camera=world_to_camera)
+        factor = torch.nn.functional.interpolate(
+            state.factors[:, None].float(), (self.height, self.width), mode="bilinear", align_corners=True
+        )[:, 0].exp()
+        return replace(self.geometry, depth=self.geometry.depth * factor[None], cameras=cameras)
+
+
+class _Look:
+    """Pixels (P,N) of the first view of each pair as the second one sees them, and what that says."""
+
+    def __init__(self, scene: _Scene, state: _State, pairs: Tensor, pixels: Tensor, chosen: Tensor):
+        self.scene, self.pairs = scene, pairs
+        first, second = pairs.to(pixels.device).unbind(1)
+        height, width = scene.height, scene.width
+        pixels = pixels[first]
+        here = _lookup(scene.maps, first, pixels, nearest=True)
+        basis = _basis(pixels, height, width, scene.config.grid)
+        factors = state.factors.float()
+        log_depth = here[..., 9] + (basis * factors[first].flatten(1)[:, None]).sum(dim=-1)
+        homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
+        self.points = homogeneous @ inverse_intrinsics(scene.intrinsics)[first].transpose(1, 2)
+        self.points = self.points * log_depth.exp()[..., None]
+        relative = (torch.linalg.inv(state.camera_to_world[second]) @ state.camera_to_world[first]).float()
+        self.turn = relative[:, :3, :3]
+        self.there = self.points @ self.turn.transpose(1, 2) + relative[:, None, :3, 3]
+        z = self.there[..., 2].clamp_min(1e-6 * scene.unit)
+        self.k = scene.intrinsics[second]
+        seen = torch.stack(
+            [
+                self.k[:, None, 0, 0] * self.there[..., 0] / z + self.k[:, None, 0, 2],
+                self.k[:, None, 1, 1] * self.there[..., 1] / z + self.k[:, None, 1, 2],
+            ],
+            dim=-1,
+        )
+        found = _lookup(scene.maps, second, seen)
+        inside = (seen > 0.5).all(dim=-1) & (seen[..., 0] < width - 0.5) & (seen[..., 1] < height - 0.5)
+        usable = chosen[first] & inside & (self.there[..., 2] > 1e-3 * scene.unit) & (found[..., 12] > 0.99)
+        self.weight = usable.float()
+        self.basis, self.basis_there = basis, _basis(seen, height, width, scene.config.grid)
+        self.color_residual = found[..., :3] - here[..., :3]
+        self.color_slopes = torch.stack([found[..., 3:6], found[..., 6:9]], dim=-1)  # (P,N,3,2)
+        self.depth_slopes = found[..., 10:12]
+        depth_there = found[..., 9] + (self.basis_there * factors[second].flatten(1)[:, None]).sum(dim=-1)
+        self.depth_residual = z.log() - depth_there
+        self.z = z
+
+    def normal_equations(self, color_scale: float, depth_scale: float) -> tuple[Tensor, Tensor]:
+        """J^T W J (P,2M,2M) and J^T W r (P,2M) over the parameters of the first and the second view."""
+        z, there, points = self.z, self.there, self.points
+        zero = torch.zeros_like(z)
+        fx, fy = self.k[:, None, 0, 0] / z, self.k[:, None, 1, 1] / z
+        pixel_slope = torch.stack(
+            [
+                torch.stack([fx, zero, -fx * there[..., 0] / z], dim=-1),
+                torch.stack([zero, fy, -fy * there[..., 1] / z], dim=-1),
+            ],
+            dim=-2,
+        )  # (P,N,2,3): pixel by point
+        color = self.color_slopes @ pixel_slope  # (P,N,3,3): colour by point
+        depth = torch.stack([zero, zero, 1 / z], dim=-1) - (self.depth_slopes[..., None, :] @ pixel_slope)[..., 0, :]
+        by_point = torch.cat([color, depth[..., None, :]], dim=-2)  # (P,N,4,3)
+        turned = by_point @ self.turn[:, None]
+        moved = -_cross_rows(turned, points)
+        by_first = torch.cat(
+            [turned, moved, (turned @ points[..., None]) * self.basis[..., None, :]], dim=-1
+        )  # (P,N,4,6+G)
+        own = torch.zeros_like(by_first[..., 6:])
+        own[..., 3, :] = -self.basis_there
+        by_second = torch.cat([-by_point, _cross_rows(by_point, there), own], dim=-1)
+        residual = torch.cat([self.color_residual, self.depth_residual[..., None]], dim=-1)
+        color_size = (self.color_residual / (2 * color_scale)).square().sum(dim=-1)
+        depth_size = (self.depth_residual / (3 * depth_scale)).square()
+        # A point that the depth map of the other view denies is hidden there: its colour says nothing.
+        trust_depth = 1 / (1 + depth_size).square()
+        trust_color = trust_depth / (1 + color_size).square()
+        weights = torch.stack([trust_color / color_scale**2] * 3 + [trust_depth / depth_scale**2], dim=-1)
+        weights = weights * self.weight[..., None]
+        jacobian = torch.cat([by_first, by_second], dim=-1).flatten(1, 2)
+        weighted = jacobian * weights.flatten(1)[..., None]
+        return weighted.transpose(1, 2) @ jacobian, (weighted * residual.flatten(1)[..., None]).sum(dim=1)
+
+
+def _cross_rows(rows: Tensor, points: Tensor) -> Tensor:
+    """rows (P,N,R,3) times the cross-product matrix of points (P,N,3): row @ [p]x."""
+    return torch.linalg.cross(rows, points[..., None, :].expand_as(rows), dim=-1)
+
+
+def _twist_matrix(twists: Tensor) -> Tensor:
+    """(S,4,4) of twists (S,6): translation, rotation vector."""
+    matrix = twists.new_zeros(twists.shape[0], 4, 4)
+    x, y, z = twists[:, 3:].unbind(1)
+    matrix[:, 0, 1], matrix[:, 0, 2], matrix[:, 1, 2] = -z, y, -x
+    matrix[:, 1, 0], matrix[:, 2, 0], matrix[:, 2, 1] = z, -y, x
+    matrix[:, :3, 3] = twists[:, :3]
+    return matrix
+
+
+def _lookup(maps: Tensor, views: Tensor, pixels: Tensor, nearest: bool = False) -> Tensor:
+    """Values (P,N,C) of maps (S,C,H,W) at pixels (P,N,2) of the given views (P)."""
+    size = pixels.new_tensor([maps.shape[3], maps.shape[2]])
+    grid = (pixels / size * 2 - 1)[:, :, None]
+    found = grid_sample(
+        maps[views], grid, mode="nearest" if nearest else "bilinear", padding_mode="border", align_corners=False
+    )
+    return found[..., 0].transpose(1, 2)
+
+
+def _basis(pixels: Tensor, height: int, width: int, grid: tuple[int, int]) -> Tensor:
+    """(P,N,rows*columns): how much each node of the grid counts at pixels (P,N,2); bilinear, nodes on the borders."""
+    rows, columns = grid
+
+    def hat(at: Tensor, count: int) -> Tensor:
+        return (1 - (at[..., None] - torch.arange(count, device=at.device)).abs()).clamp_min(0)
+
+    x = ((pixels[..., 0] - 0.5) / (width - 1)).clamp(0, 1) * (columns - 1)
+    y = ((pixels[..., 1] - 0.5) / (height - 1)).clamp(0, 1) * (rows - 1)
+    return (hat(y, rows)[..., :, None] * hat(x, columns)[..., None, :]).flatten(-2)
+
+
+def _shifted_difference(maps: Tensor, axis: int) -> Tensor:
+    """Largest step (S,H,W) from a pixel to its two neighbours along an axis, 0 beyond the border."""
+    step = maps.diff(dim=axis)
+    shape = list(maps.shape)
+    shape[axis] = 1
+    zero = maps.new_zeros(shape)
+    return torch.maximum(torch.cat([step.abs(), zero], axis), torch.cat([zero, step.abs()], axis))
+
+
+def _central(maps: Tensor, axis: int) -> Tensor:
+    """Central differences of maps (S,C,H,W) along an axis, per pixel."""
+    return torch.gradient(maps, dim=axis)[0]
+
+
+def _gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Pictures (S,C,H,W) blurred by a Gaussian of `sigma` pixels."""
+    radius = max(1, round(3 * sigma))
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=images.device) / sigma) ** 2)
+    taps = (taps / taps.sum()).to(images.dtype)
+    flat = images.flatten(0, 1)[:, None]
+    flat = conv2d(pad(flat, (radius, radius, 0, 0), mode="replicate"), taps[None, None, None])
+    flat = conv2d(pad(flat, (0, 0, radius, radius), mode="replicate"), taps[None, None, :, None])
+    return flat[:, 0].unflatten(0, images.shape[:2])

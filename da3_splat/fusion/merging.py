@@ -1,0 +1,174 @@
+"""Merging: of all Gaussians that describe one spot of a surface, the one whose view saw it sharpest stays.
+
+Every pixel of a view is projected into the other views. Where the depth found there is the same, both describe one
+spot, and the pixel that covers less of the surface (weighted by confidence) is kept; where it lies clearly behind, the
+other view looks through the pixel. What is dropped is not lost: its depth moves the one that stays to the middle of
+all, and its opacity is added. Views are taken one after the other, so that memory grows with what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from da3_splat.geometry.projection import project, unproject
+from da3_splat.geometry.surfaces import pixel_areas, steep
+from da3_splat.types import Cameras, Gaussians, Geometry
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """What counts as one spot, and what is dropped. Depths are compared as ratios."""
+
+    tolerance: float = 0.02  # of depth, within which two views see the same spot
+    clearance: float = 0.05  # of depth, from which on a view looks through a pixel
+    copies: int = 1  # Gaussians that stay at each spot
+    area_step: float = 1.25  # sharpness counts in steps of this factor, so that whole regions stay with one view
+    neighbours: int = 24  # other views that a view is compared with, the nearest ones
+    confidence_power: float = 1.0
+    floating_margin: int = 1  # dropped: looked through by so many views more than see it, too
+
+
+@dataclass(frozen=True)
+class MergeCounts:
+    """How many pixels there were, how many had no depth, were redundant, floated; and how many Gaussians stayed."""
+
+    pixels: int
+    invalid: int
+    redundant: int
+    floating: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class Spots:
+    """For the pixels of one view (H,W): keep bool, log depth factor to the middle of all views, and how many views saw
+    the spot, too (with what opacity they leave it transparent)."""
+
+    keep: Tensor
+    log_factor: Tensor
+    transparency: Tensor
+    redundant: int
+    floating: int
+
+
+def merge(
+    geometry: Geometry,
+    gaussians_of_view: Callable[[int], Gaussians],
+    config: MergeConfig = MergeConfig(),
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
+    opacities: Tensor | None = None,
+) -> tuple[Gaussians, MergeCounts]:
+    """The merged Gaussians (1,N) of one scene and what became of the others.
+
+    `gaussians_of_view(i)` gives the H*W pixel-aligned Gaussians of view i in row order; they are asked for one view at
+    a time. `opacities` (S,H,W) of all pixels are added up at a spot; None leaves them as they are. Differentiable in
+    the Gaussians. ValueError for a batch.
+    """
+    if geometry.depth.shape[0] != 1:
+        raise ValueError(f"merge: expected one scene, got a batch of {geometry.depth.shape[0]}")
+    maps = SurfaceMaps.of(geometry, config, opacities)
+    parts, invalid, redundant, floating = [], 0, 0, 0
+    for view in progress(range(maps.depth.shape[0])):
+        spots = maps.spots(view, config)
+        index = torch.nonzero(spots.keep.flatten())[:, 0]
+        part = gaussians_of_view(view).select(index)
+        factor = spots.log_factor.flatten()[index].exp()[None, :, None].to(part.means.dtype)
+        center = maps.cameras.centers[0, view]
+        part = replace(part, means=center + (part.means - center) * factor, scales=part.scales * factor)
+        if opacities is not None:
+            left = spots.transparency.flatten()[index][None].to(part.opacities.dtype)
+            part = replace(part, opacities=1 - (1 - part.opacities) * left)
+        parts.append(part)
+        invalid += int((~maps.valid[view]).sum())
+        redundant, floating = redundant + spots.redundant, floating + spots.floating
+    merged = Gaussians.concatenate(parts)
+    return merged, MergeCounts(maps.depth.numel(), invalid, redundant, floating, merged.means.shape[1])
+
+
+@dataclass(frozen=True)
+class SurfaceMaps:
+    """What all views say of the surfaces: depth, its logarithm, valid, rank (lower is sharper), smooth (S,H,W)."""
+
+    depth: Tensor
+    log_depth: Tensor
+    valid: Tensor
+    rank: Tensor
+    smooth: Tensor
+    opacities: Tensor | None
+    cameras: Cameras
+    order: Tensor  # (S,S) other views by distance
+
+    @staticmethod
+    def of(geometry: Geometry, config: MergeConfig, opacities: Tensor | None = None) -> SurfaceMaps:
+        depth = geometry.depth[0].detach().float()
+        height, width = depth.shape[1:]
+        valid = depth.isfinite() & (depth > 0)
+        depth = torch.where(valid, depth, torch.ones_like(depth))
+        cameras = geometry.cameras.detach().resized(height, width)
+        area = pixel_areas(depth[None], cameras)[0]
+        if geometry.confidence is not None:
+            confidence = geometry.confidence[0].detach().clamp_min(1e-6)
+            area = area / (confidence / confidence.median()).pow(config.confidence_power)
+        step = torch.log(torch.tensor(config.area_step))
+        centers = cameras.centers[0]
+        return SurfaceMaps(
+            depth=depth,
+            log_depth=depth.log(),
+            valid=valid,
+            rank=(area.clamp_min(1e-30).log() / step).floor(),
+            smooth=valid & ~steep(depth[None], 0.05)[0],
+            opacities=None if opacities is None else opacities.detach(),
+            cameras=cameras,
+            order=torch.cdist(centers, centers).argsort(dim=1, stable=True),
+        )
+
+    def spots(self, view: int, config: MergeConfig) -> Spots:
+        """Compare the pixels of one view with all its neighbours."""
+        count, height, width = self.depth.shape
+        points = unproject(self.depth[None, view : view + 1], self.cameras.select([view])).reshape(1, -1, 3)
+        rank = self.rank[view].flatten()
+        better = torch.zeros_like(rank)
+        total, weights = torch.zeros_like(rank), torch.ones_like(rank)
+        through, same_count = torch.zeros_like(rank), torch.zeros_like(rank)
+        transparency = torch.ones_like(rank)
+        for other in [j for j in self.order[view].tolist() if j != view][: config.neighbours]:
+            pixels, z = project(points, self.cameras.select([other]))
+            pixels, z = pixels[0, 0], z[0, 0]
+            inside = (z > 0) & (pixels >= 0).all(dim=-1) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
+            column, row = pixels[:, 0].long().clamp(0, width - 1), pixels[:, 1].long().clamp(0, height - 1)
+            inside &= self.valid[other, row, column]
+            # Where the surface is smooth the depth between pixels counts, else that of the pixel that was hit.
+            between = _bilinear(self.log_depth[other], pixels, height, width)
+            there = torch.where(self.smooth[other, row, column], between, self.log_depth[other, row, column])
+            apart = there - z.clamp_min(1e-12).log()
+            same = inside & (apart.abs() < config.tolerance)
+            through += inside & (apart > config.clearance)
+            same_count += same
+            theirs = self.rank[other, row, column]
+            better += same & ((theirs < rank) | ((theirs == rank) & (other < view)))
+            total += torch.where(same, apart, torch.zeros_like(apart))
+            weights += same
+            if self.opacities is not None:
+                transparency *= torch.where(same, 1 - self.opacities[other, row, column], torch.ones_like(apart))
+        floating = through >= same_count + config.floating_margin + 1
+        redundant = (better >= config.copies) & ~floating
+        valid = self.valid[view].flatten()
+        keep = valid & ~floating & ~redundant
+        shape = (height, width)
+        return Spots(
+            keep=keep.reshape(shape),
+            log_factor=(total / weights).reshape(shape),
+            transparency=transparency.reshape(shape),
+            redundant=int((valid & redundant).sum()),
+            floating=int((valid & floating).sum()),
+        )
+
+
+def _bilinear(values: Tensor, pixels: Tensor, height: int, width: int) -> Tensor:
+    grid = pixels / pixels.new_tensor([width, height]) * 2 - 1
+    return grid_sample(values[None, None], grid[None, None], padding_mode="border", align_corners=False)[0, 0, 0]

@@ -1,0 +1,56 @@
+"""Colours that all views agree on: a few passes of SIRT on the constant colour of the Gaussians.
+
+A rendering is linear in the colours, and its weights add up to the opacity of each pixel. So the colour that explains
+the pictures best is found as in tomography: render every view, spread what is missing back over the Gaussians by the
+weights they were drawn with, divide by their sums, repeat (Gilbert 1972). It undoes the blur of drawing pixels as
+Gaussians and joins what several views sampled; every pass costs one rendering with its gradient a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from da3_splat.rendering import render
+from da3_splat.spherical_harmonics import rgb_to_dc
+from da3_splat.types import Gaussians, Views
+
+FLOOR = 0.05  # pixels of weight below which a Gaussian hardly changes: it was barely seen
+
+
+def recolor(
+    gaussians: Gaussians,
+    views: Views,
+    passes: int = 2,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
+) -> Gaussians:
+    """The Gaussians (1,N) with the constant colour corrected towards the pictures of the posed `views`, masks heeded."""
+    unit = float(rgb_to_dc(torch.tensor(1.0)) - rgb_to_dc(torch.tensor(0.0)))  # of the coefficient, per unit of colour
+    count, unit = views.images.shape[1], 1 / float(rgb_to_dc(torch.tensor(1.5)))  # of a colour per coefficient
+    seen = torch.zeros_like(gaussians.sh[:, :, :1])
+    for number in progress(range(passes * count)):
+        if number % count == 0:
+            missing = torch.zeros_like(seen)
+        spread, weight = _spread_back(gaussians, views.select([number % count]), weigh=number < count)
+        missing, seen = missing + spread, seen + weight
+        if number % count == count - 1:
+            constant = gaussians.sh[:, :, :1] + missing / unit**2 / (seen / unit + FLOOR)
+            gaussians = replace(gaussians, sh=torch.cat([constant, gaussians.sh[:, :, 1:]], dim=2))
+    return gaussians
+
+
+@torch.enable_grad()
+def _spread_back(gaussians: Gaussians, view: Views, weigh: bool) -> tuple[Tensor, Tensor]:
+    """Gradients (1,N,1,3) of the drawn colour: along the residual of one view, and, if asked for, along one."""
+    constant = gaussians.sh[:, :, :1].detach().requires_grad_()
+    sh = torch.cat([constant, gaussians.sh[:, :, 1:].detach()], dim=2)
+    color = render(replace(gaussians.detach(), sh=sh), view.cameras).color
+    counted = torch.ones_like(color) if view.masks is None else view.masks[:, :, None].expand_as(color).to(color)
+    residual = (view.images - color).detach() * counted
+    (spread,) = torch.autograd.grad(color, constant, grad_outputs=residual, retain_graph=weigh)
+    if not weigh:
+        return spread, torch.zeros_like(spread)
+    return spread, torch.autograd.grad(color, constant, grad_outputs=counted)[0]

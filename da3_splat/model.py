@@ -2,8 +2,9 @@
 
 Views (B,S,3,H,W in [0,1], cameras optional)
   backbone      -> Geometry(depth, confidence, ray map, cameras) + features
-  Gaussian head -> Gaussians (B, S*H*W)    in the frame of the geometry's cameras
-  fusion        -> Gaussians (B, N)        what nobody sees is dropped
+  frame         -> Geometry                the user's frame and scale; views made to agree (fusion/consensus.py)
+  Gaussian head -> Gaussians (B, S*H*W)    in the frame of the geometry's cameras, one view at a time
+  fusion        -> Gaussians (B, N)        merged, coloured, pruned (fusion/fuse.py)
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,9 +23,11 @@ from torch import Tensor, nn
 from da3_splat.backbone.checkpoints import load_checkpoint, preset_of, resolve
 from da3_splat.backbone.network import DepthAnything3, NestedDepthAnything3, metres
 from da3_splat.backbone.presets import NESTED, PRESETS, create_backbone
+from da3_splat.fusion.fuse import FusionConfig, Progress, agree, fuse
+from da3_splat.fusion.merging import merge
 from da3_splat.fusion.pruning import prune
-from da3_splat.geometry.alignment import Similarity, transform_gaussians
-from da3_splat.geometry.frames import cameras_for_encoder, known_poses
+from da3_splat.geometry.alignment import Similarity, scaled_about, transform_gaussians
+from da3_splat.geometry.frames import camera_at_origin, cameras_for_encoder, known_poses
 from da3_splat.geometry.user_frame import at_origin, camera_similarity, in_user_frame
 from da3_splat.heads.pixel import PixelHead
 from da3_splat.heads.plain import PlainHead
@@ -56,8 +60,8 @@ class Da3Splat(nn.Module):
     def forward(self, images: Tensor, cameras: Cameras | None = None, fuse: bool = False, **options) -> Scene:
         """One pass in the network's own frame and scale: images (B,S,3,H,W) in [0,1], cameras to condition on.
 
-        The Gaussians are the head's own, one a pixel; `fuse` drops those that nobody sees (batch size 1). `options` are
-        those of the network's forward (reference_view, pose_from, rays).
+        The Gaussians are the head's own, one a pixel; `fuse` merges those of one spot and drops what nobody sees (batch
+        size 1). `options` are those of the network's forward (reference_view, pose_from, rays).
         """
         if not self.network.predicts_cameras:
             raise ValueError(f"forward: {self.config.preset} predicts no cameras; reconstruct posed views with it")
@@ -68,32 +72,72 @@ class Da3Splat(nn.Module):
             scale = geometry.metric_scale
             identity = torch.eye(3, device=scale.device).expand(len(scale), 3, 3)
             gaussians = transform_gaussians(Similarity(scale, identity, scale.new_zeros(len(scale), 3)), gaussians)
-        gaussians = prune(gaussians) if fuse else gaussians
+        if fuse:
+            pixels = images.shape[-2] * images.shape[-1]
+            merged, _ = merge(geometry, lambda i: gaussians.select(slice(i * pixels, (i + 1) * pixels)))
+            gaussians = prune(merged)
         return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras)
 
     @torch.no_grad()
-    def reconstruct(self, views: Views, reference_view: str | int = "saddle_balanced", **options) -> Scene:
+    def reconstruct(
+        self,
+        views: Views,
+        reference_view: str | int = "saddle_balanced",
+        fusion: FusionConfig = FusionConfig(),
+        lifting_rays: Literal["cameras", "predicted"] = "cameras",
+        progress: Progress = lambda title: lambda items: items,
+        **options,
+    ) -> Scene:
         """A scene (batch size 1) from posed or unposed views.
 
         Posed views come back in the frame and scale they came in: the cameras are the given ones exactly, and depth is
         scaled by the sparse points where the views bring some, else by the distances between the cameras. Views whose
         pose is NaN get the network's, moved into the frame of the given ones (the released weights were never tried on
         such a mixture). Unposed views have the reference camera at the origin. A monocular or metric model needs all
-        cameras. `report` says where scale and poses came from, and the times.
+        cameras, or one picture whose EXIF tells its focal length. Then the views are made to agree, poses that were not
+        given included, and their Gaussians are merged: `fusion` says how (NO_FUSION: not at all). `lifting_rays`
+        "predicted" places the Gaussians on the network's ray map instead of the rays of the cameras.
+
+        `report` says where scale and poses came from, what was merged and dropped, and the times.
         """
         if views.images.shape[0] != 1:
             raise ValueError(f"reconstruct: expected one scene, got a batch of {views.images.shape[0]}")
-        device = next(self.parameters()).device
-        views = views.to(device)
+        views = views.to(next(self.parameters()).device)
         if views.cameras is not None and not bool(known_poses(views.cameras).any()):
             views = replace(views, cameras=None)
         began = time.perf_counter()
-        if not self.network.predicts_cameras:
-            return self._reconstruct_monocular(views, began)
+        if self.network.predicts_cameras:
+            options |= {"rays": True} if lifting_rays == "predicted" else {}
+            geometry, raw, features, report = self._posed_geometry(views, reference_view, options)
+        else:
+            geometry, features, report = self._monocular_geometry(views)
+            raw = geometry
+        seen = time.perf_counter()
+        unposed = report["poses"] == "da3"
+        known = torch.zeros_like(geometry.depth[0, :, 0, 0], dtype=torch.bool)
+        fixed = known if unposed else known_poses(views.cameras or geometry.cameras)[0]
+        geometry, agreement = agree(geometry, views, fixed, fusion)
+        if unposed:
+            geometry = at_origin(geometry, int(features.reference[0]))
+        agreed = time.perf_counter()
+
+        def gaussians_of_view(view: int) -> Gaussians:
+            return self._lift(view, geometry, raw, features, views.images, lifting_rays)
+
+        gaussians, counts = fuse(geometry, views, gaussians_of_view, fusion, progress)
+        report |= {"views": geometry.depth.shape[1], **agreement, **counts}
+        report |= {
+            "network_seconds": seen - began,
+            "consensus_seconds": agreed - seen,
+            "lifting_seconds": time.perf_counter() - agreed,
+        }
+        return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report)
+
+    def _posed_geometry(self, views: Views, reference_view: str | int, options: dict):
+        """Geometry in the user's frame, the network's own answer, features, and where poses and scale came from."""
         encoder_cameras = None if views.cameras is None else cameras_for_encoder(views.cameras)
         raw, features = self._geometry(views.images, encoder_cameras, reference_view=reference_view, **options)
         geometry = self._in_metres(raw, views.images)
-        seen = time.perf_counter()
         report: dict[str, object] = {"poses": "da3"}
         if views.cameras is not None:
             known = known_poses(views.cameras)
@@ -102,21 +146,25 @@ class Da3Splat(nn.Module):
         else:
             geometry = at_origin(geometry, int(features.reference[0]))
             report["scale_source"] = "metric model" if geometry.metric_scale is not None else "none"
-        gaussians = self._lift_in(geometry, raw, features, views.images)
-        return _finished(geometry, gaussians, report, began, seen)
+        return geometry, raw, features, report
 
-    def _reconstruct_monocular(self, views: Views, began: float) -> Scene:
+    def _monocular_geometry(self, views: Views):
         """Every view by itself, laid from its given camera; the metric model's depth becomes metres."""
-        if views.cameras is None or not bool(known_poses(views.cameras).all()):
-            raise ValueError(f"reconstruct: {self.config.preset} predicts no cameras, so every view must bring one")
+        cameras = views.cameras
+        if cameras is None and views.images.shape[1] == 1 and views.focals is not None:
+            cameras = camera_at_origin(float(views.focals[0]), *views.images.shape[-2:]).to(views.images.device)
+        if cameras is None or not bool(known_poses(cameras).all()):
+            raise ValueError(
+                f"reconstruct: {self.config.preset} predicts no cameras, so every view must bring one "
+                "(or give a single photo whose EXIF tells its focal length)"
+            )
         features = self.network.encode(views.images)
-        geometry = replace(self.network.decode(features), cameras=views.cameras)
-        source = "none"
+        geometry = replace(self.network.decode(features), cameras=cameras)
+        report: dict[str, object] = {"poses": "given", "scale_source": "none"}
         if self.config.preset == "da3metric-large":
-            geometry, source = replace(geometry, depth=metres(geometry.depth, views.cameras)), "metric model"
-        seen = time.perf_counter()
-        gaussians = self.gs_head(features, views.images, geometry)
-        return _finished(geometry, gaussians, {"poses": "given", "scale_source": source}, began, seen)
+            geometry = replace(geometry, depth=metres(geometry.depth, cameras))
+            report["scale_source"] = "metric model"
+        return geometry, features, report
 
     def _geometry(self, images: Tensor, cameras: Cameras | None, **options):
         encode_options = {key: options.pop(key) for key in ("reference_view",) if key in options}
@@ -128,31 +176,23 @@ class Da3Splat(nn.Module):
             return self.network.to_metres(geometry, images)
         return geometry
 
-    def _lift_in(self, geometry: Geometry, raw: Geometry, features, images: Tensor) -> Gaussians:
-        """Gaussians in the frame of `geometry`.
+    def _lift(self, view: int, geometry: Geometry, raw: Geometry, features, images: Tensor, rays: str) -> Gaussians:
+        """The Gaussians (1,H*W) of one view in the frame of `geometry`.
 
         Released rules hold in the units and the frame of the network's own `raw` answer only: its Gaussians are moved
-        as one, by the similarity between the cameras, at the scale between the depths.
+        with their camera and scaled about it, all by the median ratio of the depths, each by what is left of its own.
         """
+        features, images, geometry = features.select([view]), images[:, [view]], geometry.select([view])
         if self.gs_head.rules == "exact":
-            return self.gs_head(features, images, geometry)
-        scale = (geometry.depth / raw.depth).flatten(1).median(dim=1).values
-        motion = camera_similarity(raw.cameras, geometry.cameras, scale)
-        return transform_gaussians(motion, self.gs_head(features, images, raw))
-
-
-def _finished(geometry: Geometry, gaussians: Gaussians, report: dict, began: float, seen: float) -> Scene:
-    """The scene of pruned Gaussians, and its report completed; network and lifting began at `began` and `seen`."""
-    pixels = gaussians.means.shape[1]
-    gaussians = prune(gaussians)
-    report |= {
-        "views": geometry.depth.shape[1],
-        "gaussians": gaussians.means.shape[1],
-        "dropped": pixels - gaussians.means.shape[1],
-        "network_seconds": seen - began,
-        "lifting_seconds": time.perf_counter() - seen,
-    }
-    return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report)
+            gaussians = self.gs_head(features, images, geometry, rays=rays)
+        else:
+            raw = raw.select([view])
+            ratio = (geometry.depth / raw.depth).flatten(1)
+            scale = ratio.median(dim=1).values
+            motion = camera_similarity(raw.cameras, geometry.cameras, scale)
+            gaussians = transform_gaussians(motion, self.gs_head(features, images, raw))
+            gaussians = scaled_about(gaussians, geometry.cameras.centers, ratio / scale[:, None])
+        return replace(gaussians, source_view=torch.full_like(gaussians.source_view, view))
 
 
 def create_model(preset: str, rules: str = "exact", sh_degree: int | None = None, head: str | None = None) -> Da3Splat:

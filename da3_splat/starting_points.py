@@ -9,6 +9,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from da3_splat.fusion.pruning import thinned
 from da3_splat.geometry.user_frame import MIN_SPARSE_HITS, sparse_depth_ratios
 from da3_splat.heads.lifting import FOOTPRINT
 from da3_splat.spherical_harmonics import rgb_to_dc
@@ -104,13 +105,3 @@ def _isotropic(points: Tensor, colors: Tensor, size: Tensor) -> Gaussians:
         opacities=torch.full_like(size, START_OPACITY),
         sh=rgb_to_dc(colors)[..., None, :],
     )
-
-
-def thinned(gaussians: Gaussians, count: int) -> Gaussians:
-    """Every n-th Gaussian of a scene (batch size 1), grown so that together they still cover what all did."""
-    total = gaussians.means.shape[1]
-    if total <= count:
-        return gaussians
-    keep = torch.linspace(0, total - 1, count, device=gaussians.means.device).round().long()
-    kept = gaussians.select(keep)
-    return replace(kept, scales=kept.scales * (total / count) ** 0.5)

@@ -166,6 +166,13 @@ class RayMap(_Record):
         if self.confidence is not None:
             _check_shape("RayMap", "confidence", self.confidence, *self.directions.shape[:-1])
 
+    def select(self, views) -> RayMap:
+        """The rays of the given view indices."""
+        confidence = None if self.confidence is None else self.confidence[:, views]
+        return replace(
+            self, directions=self.directions[:, views], origins=self.origins[:, views], confidence=confidence
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry(_Record):
@@ -189,6 +196,19 @@ class Geometry(_Record):
         for name in ("confidence", "sky"):
             if getattr(self, name) is not None:
                 _check_shape("Geometry", name, getattr(self, name), *self.depth.shape)
+
+    def select(self, views) -> Geometry:
+        """What is said of the given view indices."""
+        maps = {}
+        for name in ("depth", "confidence", "sky", "camera_encoding"):
+            value = getattr(self, name)
+            maps[name] = None if value is None else value[:, views]
+        return replace(
+            self,
+            **maps,
+            cameras=None if self.cameras is None else self.cameras.select(views),
+            ray_map=None if self.ray_map is None else self.ray_map.select(views),
+        )
 
     @property
     def sky_mask(self) -> Tensor:

@@ -65,7 +65,7 @@ def held_out_psnr(candidate: Da3Splat) -> float:
     scores = []
     for k in range(12):
         context, targets, depth = episode(9_000_000 + 2 * k, 112, 154, supersample=2)
-        scores.append(psnr(head_step(candidate, context, targets, depth)[1][0], targets.images[0]))
+        scores.append(psnr(head_step(candidate, context, targets, depth, merged=True)[1][0], targets.images[0]))
     return float(torch.cat(scores).mean())
 
 
@@ -75,7 +75,7 @@ while time.monotonic() - began < settings.minutes * 60:
     left = 1 - (time.monotonic() - began) / (settings.minutes * 60)
     for group in optimizer.param_groups:
         group["lr"] = settings.rate * min(1.0, (step + 1) / 100) * min(1.0, 4 * left)
-    loss, _ = head_step(model, *episode(5_000_000 + 2 * step, *SIZES[step % len(SIZES)]))
+    loss, _ = head_step(model, *episode(5_000_000 + 2 * step, *SIZES[step % len(SIZES)]), merged=True)
     optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.gs_head.parameters(), 1.0)

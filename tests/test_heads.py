@@ -9,7 +9,7 @@ from scenes import random_cameras
 
 from da3_splat.backbone import create_backbone
 from da3_splat.geometry.alignment import Similarity, transform_cameras, transform_gaussians
-from da3_splat.geometry.projection import project
+from da3_splat.geometry.projection import project, rays_from_cameras
 from da3_splat.geometry.rotations import quaternion_to_matrix
 from da3_splat.heads.lifting import FOOTPRINT, lift, lift_released, raw_channels
 from da3_splat.heads.pixel import PixelHead
@@ -30,10 +30,53 @@ def test_raw_zero_is_naive_lifting():
     gaussians = lift(torch.zeros(2, 2, 6, 10, raw_channels(1)), images, geometry)
     assert torch.allclose(gaussians.means, geometry.points().flatten(1, 3), atol=1e-5)
     assert torch.allclose(dc_to_rgb(gaussians.sh[:, :, 0]), images.permute(0, 1, 3, 4, 2).flatten(1, 3), atol=1e-5)
-    focal = geometry.cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]
-    footprint = FOOTPRINT * geometry.depth * (1 / focal).mean(dim=-1)[..., None, None]
-    assert torch.allclose(gaussians.scales, footprint.flatten(1)[..., None].expand(-1, -1, 3), rtol=1e-5)
     assert gaussians.source_view[0, 0] == 0 and gaussians.source_view[0, -1] == 1
+
+
+def test_gaussians_cover_a_slanted_plane_evenly():
+    """On a tilted plane each disc lies in the plane, and seen from its own camera it is as wide as FOOTPRINT pixels."""
+    cameras = random_cameras(batch=1, views=1, height=14, width=20)
+    normal, offset = torch.nn.functional.normalize(torch.tensor([0.3, -0.5, -1.0]), dim=0), -5.0
+    rays = rays_from_cameras(cameras)
+    depth = (offset - rays.origins @ normal) / (rays.directions @ normal)
+    assert bool((depth > 0).all())
+    gaussians = lift(
+        torch.zeros(1, 1, 14, 20, raw_channels(0)),
+        torch.rand(1, 1, 3, 14, 20),
+        Geometry(depth=depth, cameras=cameras),
+    )
+    axes = quaternion_to_matrix(gaussians.quats)
+    assert ((axes[..., 2] @ normal).abs() > 1 - 1e-4).all()
+    in_camera = cameras.world_to_camera[:, 0, :3, :3] @ axes @ torch.diag_embed(gaussians.scales)
+    z = depth.flatten(1)
+    points = gaussians.means @ cameras.world_to_camera[:, 0, :3, :3].transpose(1, 2)
+    points = points + cameras.world_to_camera[:, 0, :3, 3]
+    slope = torch.zeros(1, z.shape[1], 2, 3)
+    fx, fy = cameras.intrinsics[0, 0, 0, 0], cameras.intrinsics[0, 0, 1, 1]
+    slope[..., 0, 0], slope[..., 0, 2] = fx / z, -fx * points[..., 0] / z**2
+    slope[..., 1, 1], slope[..., 1, 2] = fy / z, -fy * points[..., 1] / z**2
+    drawn = slope @ in_camera
+    covariance = drawn @ drawn.transpose(-1, -2)
+    want = FOOTPRINT**2 * torch.eye(2)
+    inner = torch.zeros(14, 20, dtype=torch.bool)
+    inner[1:-1, 1:-1] = True  # at the border differences are to one side
+    assert torch.allclose(covariance[0, inner.flatten()], want.expand(12 * 18, 2, 2), atol=0.03)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_predicted_rays_of_a_pinhole_are_the_cameras_rays(views):
+    """A ray map of 4/7 the size, upsampled, places Gaussians where the cameras' own rays do; B > 1, off-centre K."""
+    cameras = random_cameras(batch=2, views=views, height=14, width=28)
+    geometry = Geometry(
+        depth=2 + torch.rand(2, views, 14, 28), cameras=cameras, ray_map=rays_from_cameras(cameras, 8, 16)
+    )
+    raw, images = torch.randn(2, views, 14, 28, raw_channels(0)), torch.rand(2, views, 3, 14, 28)
+    direct, mapped = (lift(raw, images, geometry, rays).means for rays in ("cameras", "predicted"))
+    assert torch.allclose(direct, mapped, atol=1e-4)
+    with pytest.raises(ValueError, match="needs geometry.ray_map"):
+        lift(raw, images, replace(geometry, ray_map=None), "predicted")
+    with pytest.raises(ValueError, match="cameras or predicted"):
+        lift(raw, images, geometry, "both")
 
 
 def test_every_gaussian_lies_on_its_pixels_ray():

@@ -35,6 +35,15 @@ class Features:
     height: int
     width: int
 
+    def select(self, views) -> Features:
+        """The features of the given view indices."""
+        return replace(
+            self,
+            taps=[tap[:, views] for tap in self.taps],
+            camera_tokens=self.camera_tokens[:, views],
+            extra={layer: tokens[:, views] for layer, tokens in self.extra.items()},
+        )
+
 
 class DepthAnything3(nn.Module):
     """One DA3 network. The any-view models have a camera head and encoder; monocular and metric ones have neither."""

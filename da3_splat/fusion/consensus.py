@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, grid_sample, pad
+from torch.nn.functional import conv2d, pad
 
-from da3_splat.geometry.projection import inverse_intrinsics
-from da3_splat.types import Geometry
+from da3_splat.fusion.two_views import CorrectedViews, Look
+from da3_splat.geometry.surfaces import steep
+from da3_splat.types import Cameras, Geometry, RayMap
 
 
 @dataclass(frozen=True)
@@ -49,24 +50,20 @@ class Consensus:
     translation: float  # median correction, as a share of the median depth
 
 
-@dataclass(frozen=True)
-class _State:
-    """Corrected cameras, log depth factors (S,rows,columns), and the twists so far (S,6), for the priors."""
-
-    camera_to_world: Tensor
-    factors: Tensor
-    twists: Tensor
-
-
 def reach_consensus(
-    geometry: Geometry, images: Tensor, poses_given: bool, config: ConsensusConfig = ConsensusConfig()
+    geometry: Geometry,
+    images: Tensor,
+    fixed: Tensor,
+    config: ConsensusConfig = ConsensusConfig(),
+    usable: Tensor | None = None,
 ) -> Consensus:
-    """Corrections of one scene: geometry and images (1,S,3,H,W) of batch size 1. Given poses are not touched.
+    """Corrections of one scene: geometry and images (1,S,3,H,W) of batch size 1. Cameras that are `fixed` (S) bool,
+    because their poses were given, are not touched; pixels outside `usable` (1,S,H,W) are not asked.
 
     Cost: iterations * views * neighbours * samples; 24 views of 168x224 take about ten seconds on two cores.
     """
-    scene = _Scene(geometry, images, config)
-    start = _State(
+    scene = _Scene(geometry, images, config, usable)
+    start = CorrectedViews(
         geometry.cameras.camera_to_world[0].double(),
         geometry.depth.new_zeros(geometry.depth.shape[1], *config.grid, dtype=torch.float64),
         geometry.depth.new_zeros(geometry.depth.shape[1], 6, dtype=torch.float64),
@@ -76,12 +73,12 @@ def reach_consensus(
     for blur in config.blurs:
         scene.blur(blur * geometry.depth.shape[3] / 224)
         for _ in range(config.iterations):
-            state = scene.step(state, pairs, poses_given)
+            state = scene.step(state, pairs, fixed)
     before, after = scene.agreement(start, pairs), scene.agreement(state, pairs)
     accepted = after[0] + after[1] < before[0] + before[1] and after[0] <= before[0] * 1.001
     kept = state if accepted else start
     return Consensus(
-        geometry=scene.corrected(kept),
+        geometry=scene.corrected(kept, fixed) if accepted else geometry,
         accepted=bool(accepted),
         color_before=before[0],
         color_after=after[0],
@@ -95,7 +92,7 @@ def reach_consensus(
 class _Scene:
     """What stays the same through all iterations."""
 
-    def __init__(self, geometry: Geometry, images: Tensor, config: ConsensusConfig):
+    def __init__(self, geometry: Geometry, images: Tensor, config: ConsensusConfig, usable: Tensor | None):
         self.geometry, self.images, self.config = geometry, images[0], config
         self.views, self.height, self.width = geometry.depth.shape[1:]
         self.intrinsics = geometry.cameras.resized(self.height, self.width).intrinsics[0].float()
@@ -103,11 +100,12 @@ class _Scene:
         valid = depth.isfinite() & (depth > 0)
         if geometry.sky is not None:
             valid &= ~geometry.sky_mask[0]
-        self.unit = float(depth[valid].median()) if bool(valid.any()) else 1.0
+        if usable is not None:
+            valid &= usable[0]
+        self.unit = float(depth[valid].median()) if bool(valid.any()) else 1.0  # of length
         self.log_depth = torch.where(valid, depth.clamp_min(1e-12).log(), depth.new_zeros(()))
-        # Smoothness of the surface: a pixel beside a jump says nothing that its neighbour would not deny.
-        steps = torch.stack([_shifted_difference(self.log_depth, axis) for axis in (1, 2)])
-        self.usable = valid & (steps.abs().amax(dim=0) < 0.05)
+        # A pixel beside a jump of depth says nothing that its neighbour would not deny.
+        self.usable = valid & ~steep(torch.where(valid, depth, torch.ones_like(depth))[None], 0.05)[0]
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pixels, self.chosen = self._sample(config.samples)
         self.spare_pixels, self.spare_chosen = self._sample(config.samples // 2)
@@ -128,7 +126,7 @@ class _Scene:
         flat = index[..., 1] * self.width + index[..., 0]
         return index + 0.5, self.usable.flatten(1).gather(1, flat)
 
-    def neighbours(self, state: _State) -> Tensor:
+    def neighbours(self, state: CorrectedViews) -> Tensor:
         """Ordered pairs (P,2) of views that see much of the same: for each view some near and some far ones."""
         pairs = torch.tensor([(i, j) for i in range(self.views) for j in range(self.views) if i != j])
         overlap = torch.zeros(self.views, self.views)
@@ -143,10 +141,10 @@ class _Scene:
             chosen += [(view, j) for j in sorted(picks)]
         return torch.tensor(chosen, dtype=torch.long).reshape(-1, 2)
 
-    def look(self, state: _State, pairs: Tensor, pixels: Tensor, chosen: Tensor) -> _Look:
-        return _Look(self, state, pairs, pixels, chosen)
+    def look(self, state: CorrectedViews, pairs: Tensor, pixels: Tensor, chosen: Tensor) -> Look:
+        return Look(self.maps, self.intrinsics, self.unit, state, pairs, pixels, chosen)
 
-    def agreement(self, state: _State, pairs: Tensor) -> tuple[float, float]:
+    def agreement(self, state: CorrectedViews, pairs: Tensor) -> tuple[float, float]:
         """Median colour difference and median relative depth difference over the spare pixels."""
         color, depth = [], []
         for chunk in pairs.split(32):
@@ -160,7 +158,7 @@ class _Scene:
             return float("inf"), float("inf")
         return float(color.mean()), float(depth.mean())
 
-    def step(self, state: _State, pairs: Tensor, poses_given: bool) -> _State:
+    def step(self, state: CorrectedViews, pairs: Tensor, fixed: Tensor) -> CorrectedViews:
         """One damped Gauss-Newton step over all pairs."""
         config, rows = self.config, self.config.grid[0] * self.config.grid[1]
         size = 6 + rows
@@ -195,108 +193,39 @@ class _Scene:
         flat.diagonal().add_(prior.repeat(self.views))
         right = (right + prior * so_far).flatten()
         free = torch.ones(self.views, size, dtype=torch.bool)
-        if poses_given:
-            free[:, :6] = False
+        free[fixed.cpu(), :6] = False
         index = torch.nonzero(free.flatten())[:, 0]
         solution = torch.zeros_like(right)
         factor = torch.linalg.cholesky(flat[index][:, index])
         solution[index] = -torch.cholesky_solve(right[index, None], factor)[:, 0]
         solution = solution.reshape(self.views, size).to(state.twists)
         twists, factors = solution[:, :6], solution[:, 6:].reshape(state.factors.shape)
-        return _State(
+        return CorrectedViews(
             state.camera_to_world @ torch.linalg.matrix_exp(_twist_matrix(twists)),
             state.factors + factors,
             state.twists + twists,
         )
 
-    def corrected(self, state: _State) -> Geometry:
+    def corrected(self, state: CorrectedViews, fixed: Tensor) -> Geometry:
         """The geometry with the corrections applied."""
-        world_to_camera = torch.linalg.inv(state.camera_to_world).to(self.geometry.depth.dtype)[None]
-        cameras = replace(self.geometry.cameras, world_to_camera=world_to_camera)
+        before = self.geometry.cameras.world_to_camera
+        moved = torch.linalg.inv(state.camera_to_world).to(before)[None]
+        cameras = replace(self.geometry.cameras, world_to_camera=torch.where(fixed[None, :, None, None], before, moved))
         factor = torch.nn.functional.interpolate(
             state.factors[:, None].float(), (self.height, self.width), mode="bilinear", align_corners=True
         )[:, 0].exp()
-        return replace(self.geometry, depth=self.geometry.depth * factor[None], cameras=cameras)
+        rays = _following_rays(self.geometry.ray_map, self.geometry.cameras, cameras)
+        return replace(self.geometry, depth=self.geometry.depth * factor[None], cameras=cameras, ray_map=rays)
 
 
-class _Look:
-    """Pixels (P,N) of the first view of each pair as the second one sees them, and what that says."""
-
-    def __init__(self, scene: _Scene, state: _State, pairs: Tensor, pixels: Tensor, chosen: Tensor):
-        self.scene, self.pairs = scene, pairs
-        first, second = pairs.to(pixels.device).unbind(1)
-        height, width = scene.height, scene.width
-        pixels = pixels[first]
-        here = _lookup(scene.maps, first, pixels, nearest=True)
-        basis = _basis(pixels, height, width, scene.config.grid)
-        factors = state.factors.float()
-        log_depth = here[..., 9] + (basis * factors[first].flatten(1)[:, None]).sum(dim=-1)
-        homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
-        self.points = homogeneous @ inverse_intrinsics(scene.intrinsics)[first].transpose(1, 2)
-        self.points = self.points * log_depth.exp()[..., None]
-        relative = (torch.linalg.inv(state.camera_to_world[second]) @ state.camera_to_world[first]).float()
-        self.turn = relative[:, :3, :3]
-        self.there = self.points @ self.turn.transpose(1, 2) + relative[:, None, :3, 3]
-        z = self.there[..., 2].clamp_min(1e-6 * scene.unit)
-        self.k = scene.intrinsics[second]
-        seen = torch.stack(
-            [
-                self.k[:, None, 0, 0] * self.there[..., 0] / z + self.k[:, None, 0, 2],
-                self.k[:, None, 1, 1] * self.there[..., 1] / z + self.k[:, None, 1, 2],
-            ],
-            dim=-1,
-        )
-        found = _lookup(scene.maps, second, seen)
-        inside = (seen > 0.5).all(dim=-1) & (seen[..., 0] < width - 0.5) & (seen[..., 1] < height - 0.5)
-        usable = chosen[first] & inside & (self.there[..., 2] > 1e-3 * scene.unit) & (found[..., 12] > 0.99)
-        self.weight = usable.float()
-        self.basis, self.basis_there = basis, _basis(seen, height, width, scene.config.grid)
-        self.color_residual = found[..., :3] - here[..., :3]
-        self.color_slopes = torch.stack([found[..., 3:6], found[..., 6:9]], dim=-1)  # (P,N,3,2)
-        self.depth_slopes = found[..., 10:12]
-        depth_there = found[..., 9] + (self.basis_there * factors[second].flatten(1)[:, None]).sum(dim=-1)
-        self.depth_residual = z.log() - depth_there
-        self.z = z
-
-    def normal_equations(self, color_scale: float, depth_scale: float) -> tuple[Tensor, Tensor]:
-        """J^T W J (P,2M,2M) and J^T W r (P,2M) over the parameters of the first and the second view."""
-        z, there, points = self.z, self.there, self.points
-        zero = torch.zeros_like(z)
-        fx, fy = self.k[:, None, 0, 0] / z, self.k[:, None, 1, 1] / z
-        pixel_slope = torch.stack(
-            [
-                torch.stack([fx, zero, -fx * there[..., 0] / z], dim=-1),
-                torch.stack([zero, fy, -fy * there[..., 1] / z], dim=-1),
-            ],
-            dim=-2,
-        )  # (P,N,2,3): pixel by point
-        color = self.color_slopes @ pixel_slope  # (P,N,3,3): colour by point
-        depth = torch.stack([zero, zero, 1 / z], dim=-1) - (self.depth_slopes[..., None, :] @ pixel_slope)[..., 0, :]
-        by_point = torch.cat([color, depth[..., None, :]], dim=-2)  # (P,N,4,3)
-        turned = by_point @ self.turn[:, None]
-        moved = -_cross_rows(turned, points)
-        by_first = torch.cat(
-            [turned, moved, (turned @ points[..., None]) * self.basis[..., None, :]], dim=-1
-        )  # (P,N,4,6+G)
-        own = torch.zeros_like(by_first[..., 6:])
-        own[..., 3, :] = -self.basis_there
-        by_second = torch.cat([-by_point, _cross_rows(by_point, there), own], dim=-1)
-        residual = torch.cat([self.color_residual, self.depth_residual[..., None]], dim=-1)
-        color_size = (self.color_residual / (2 * color_scale)).square().sum(dim=-1)
-        depth_size = (self.depth_residual / (3 * depth_scale)).square()
-        # A point that the depth map of the other view denies is hidden there: its colour says nothing.
-        trust_depth = 1 / (1 + depth_size).square()
-        trust_color = trust_depth / (1 + color_size).square()
-        weights = torch.stack([trust_color / color_scale**2] * 3 + [trust_depth / depth_scale**2], dim=-1)
-        weights = weights * self.weight[..., None]
-        jacobian = torch.cat([by_first, by_second], dim=-1).flatten(1, 2)
-        weighted = jacobian * weights.flatten(1)[..., None]
-        return weighted.transpose(1, 2) @ jacobian, (weighted * residual.flatten(1)[..., None]).sum(dim=1)
-
-
-def _cross_rows(rows: Tensor, points: Tensor) -> Tensor:
-    """rows (P,N,R,3) times the cross-product matrix of points (P,N,3): row @ [p]x."""
-    return torch.linalg.cross(rows, points[..., None, :].expand_as(rows), dim=-1)
+def _following_rays(rays: RayMap | None, before: Cameras, after: Cameras) -> RayMap | None:
+    """The ray map (1,S) moved with its cameras."""
+    if rays is None:
+        return None
+    motion = after.camera_to_world @ before.world_to_camera
+    turn, shift = motion[:, :, None, :3, :3], motion[:, :, None, None, :3, 3]
+    directions = rays.directions @ turn.transpose(-1, -2)
+    return replace(rays, directions=directions, origins=rays.origins @ turn.transpose(-1, -2) + shift)
 
 
 def _twist_matrix(twists: Tensor) -> Tensor:
@@ -307,37 +236,6 @@ def _twist_matrix(twists: Tensor) -> Tensor:
     matrix[:, 1, 0], matrix[:, 2, 0], matrix[:, 2, 1] = z, -y, x
     matrix[:, :3, 3] = twists[:, :3]
     return matrix
-
-
-def _lookup(maps: Tensor, views: Tensor, pixels: Tensor, nearest: bool = False) -> Tensor:
-    """Values (P,N,C) of maps (S,C,H,W) at pixels (P,N,2) of the given views (P)."""
-    size = pixels.new_tensor([maps.shape[3], maps.shape[2]])
-    grid = (pixels / size * 2 - 1)[:, :, None]
-    found = grid_sample(
-        maps[views], grid, mode="nearest" if nearest else "bilinear", padding_mode="border", align_corners=False
-    )
-    return found[..., 0].transpose(1, 2)
-
-
-def _basis(pixels: Tensor, height: int, width: int, grid: tuple[int, int]) -> Tensor:
-    """(P,N,rows*columns): how much each node of the grid counts at pixels (P,N,2); bilinear, nodes on the borders."""
-    rows, columns = grid
-
-    def hat(at: Tensor, count: int) -> Tensor:
-        return (1 - (at[..., None] - torch.arange(count, device=at.device)).abs()).clamp_min(0)
-
-    x = ((pixels[..., 0] - 0.5) / (width - 1)).clamp(0, 1) * (columns - 1)
-    y = ((pixels[..., 1] - 0.5) / (height - 1)).clamp(0, 1) * (rows - 1)
-    return (hat(y, rows)[..., :, None] * hat(x, columns)[..., None, :]).flatten(-2)
-
-
-def _shifted_difference(maps: Tensor, axis: int) -> Tensor:
-    """Largest step (S,H,W) from a pixel to its two neighbours along an axis, 0 beyond the border."""
-    step = maps.diff(dim=axis)
-    shape = list(maps.shape)
-    shape[axis] = 1
-    zero = maps.new_zeros(shape)
-    return torch.maximum(torch.cat([step.abs(), zero], axis), torch.cat([zero, step.abs()], axis))
 
 
 def _central(maps: Tensor, axis: int) -> Tensor:

@@ -3,7 +3,7 @@
 Every pixel of a view is projected into the other views. Where the depth found there is the same, both describe one
 spot, and the pixel that covers less of the surface (weighted by confidence) is kept; where it lies clearly behind, the
 other view looks through the pixel. What is dropped is not lost: its depth moves the one that stays to the middle of
-all, and its opacity is added. Views are taken one after the other, so that memory grows with what is kept.
+all, and makes it more opaque. Views are taken one after the other, so that memory grows with what is kept.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from da3_splat.geometry.alignment import scaled_about
 from da3_splat.geometry.projection import project, unproject
 from da3_splat.geometry.surfaces import pixel_areas, steep
 from da3_splat.types import Cameras, Gaussians, Geometry
@@ -46,12 +47,12 @@ class MergeCounts:
 
 @dataclass(frozen=True)
 class Spots:
-    """For the pixels of one view (H,W): keep bool, log depth factor to the middle of all views, and how many views saw
-    the spot, too (with what opacity they leave it transparent)."""
+    """For the pixels of one view (H,W): keep bool, log depth factor to the middle of all views that see the spot, and
+    how many these are, the view itself included."""
 
     keep: Tensor
     log_factor: Tensor
-    transparency: Tensor
+    seen_by: Tensor
     redundant: int
     floating: int
 
@@ -60,30 +61,28 @@ def merge(
     geometry: Geometry,
     gaussians_of_view: Callable[[int], Gaussians],
     config: MergeConfig = MergeConfig(),
+    usable: Tensor | None = None,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
-    opacities: Tensor | None = None,
 ) -> tuple[Gaussians, MergeCounts]:
     """The merged Gaussians (1,N) of one scene and what became of the others.
 
     `gaussians_of_view(i)` gives the H*W pixel-aligned Gaussians of view i in row order; they are asked for one view at
-    a time. `opacities` (S,H,W) of all pixels are added up at a spot; None leaves them as they are. Differentiable in
-    the Gaussians. ValueError for a batch.
+    a time. Pixels outside `usable` (1,S,H,W) neither stay nor speak. A Gaussian that n views agree on becomes as opaque
+    as n copies of it. Differentiable in the Gaussians. ValueError for a batch.
     """
     if geometry.depth.shape[0] != 1:
         raise ValueError(f"merge: expected one scene, got a batch of {geometry.depth.shape[0]}")
-    maps = SurfaceMaps.of(geometry, config, opacities)
+    maps = SurfaceMaps.of(geometry, config, usable)
     parts, invalid, redundant, floating = [], 0, 0, 0
     for view in progress(range(maps.depth.shape[0])):
         spots = maps.spots(view, config)
         index = torch.nonzero(spots.keep.flatten())[:, 0]
         part = gaussians_of_view(view).select(index)
-        factor = spots.log_factor.flatten()[index].exp()[None, :, None].to(part.means.dtype)
-        center = maps.cameras.centers[0, view]
-        part = replace(part, means=center + (part.means - center) * factor, scales=part.scales * factor)
-        if opacities is not None:
-            left = spots.transparency.flatten()[index][None].to(part.opacities.dtype)
-            part = replace(part, opacities=1 - (1 - part.opacities) * left)
-        parts.append(part)
+        part = scaled_about(
+            part, maps.cameras.centers[:, view : view + 1], spots.log_factor.flatten()[index].exp()[None]
+        )
+        seen_by = spots.seen_by.flatten()[index][None].to(part.opacities.dtype)
+        parts.append(replace(part, opacities=1 - (1 - part.opacities).pow(seen_by)))
         invalid += int((~maps.valid[view]).sum())
         redundant, floating = redundant + spots.redundant, floating + spots.floating
     merged = Gaussians.concatenate(parts)
@@ -99,21 +98,23 @@ class SurfaceMaps:
     valid: Tensor
     rank: Tensor
     smooth: Tensor
-    opacities: Tensor | None
     cameras: Cameras
     order: Tensor  # (S,S) other views by distance
 
     @staticmethod
-    def of(geometry: Geometry, config: MergeConfig, opacities: Tensor | None = None) -> SurfaceMaps:
+    def of(geometry: Geometry, config: MergeConfig, usable: Tensor | None = None) -> SurfaceMaps:
         depth = geometry.depth[0].detach().float()
         height, width = depth.shape[1:]
         valid = depth.isfinite() & (depth > 0)
+        if usable is not None:
+            valid &= usable[0]
         depth = torch.where(valid, depth, torch.ones_like(depth))
         cameras = geometry.cameras.detach().resized(height, width)
         area = pixel_areas(depth[None], cameras)[0]
         if geometry.confidence is not None:
             confidence = geometry.confidence[0].detach().clamp_min(1e-6)
             area = area / (confidence / confidence.median()).pow(config.confidence_power)
+        area = area / depth[valid].median().square() if bool(valid.any()) else area  # the unit of length is arbitrary
         step = torch.log(torch.tensor(config.area_step))
         centers = cameras.centers[0]
         return SurfaceMaps(
@@ -122,7 +123,6 @@ class SurfaceMaps:
             valid=valid,
             rank=(area.clamp_min(1e-30).log() / step).floor(),
             smooth=valid & ~steep(depth[None], 0.05)[0],
-            opacities=None if opacities is None else opacities.detach(),
             cameras=cameras,
             order=torch.cdist(centers, centers).argsort(dim=1, stable=True),
         )
@@ -134,8 +134,7 @@ class SurfaceMaps:
         rank = self.rank[view].flatten()
         better = torch.zeros_like(rank)
         total, weights = torch.zeros_like(rank), torch.ones_like(rank)
-        through, same_count = torch.zeros_like(rank), torch.zeros_like(rank)
-        transparency = torch.ones_like(rank)
+        through = torch.zeros_like(rank)
         for other in [j for j in self.order[view].tolist() if j != view][: config.neighbours]:
             pixels, z = project(points, self.cameras.select([other]))
             pixels, z = pixels[0, 0], z[0, 0]
@@ -148,14 +147,11 @@ class SurfaceMaps:
             apart = there - z.clamp_min(1e-12).log()
             same = inside & (apart.abs() < config.tolerance)
             through += inside & (apart > config.clearance)
-            same_count += same
             theirs = self.rank[other, row, column]
             better += same & ((theirs < rank) | ((theirs == rank) & (other < view)))
             total += torch.where(same, apart, torch.zeros_like(apart))
             weights += same
-            if self.opacities is not None:
-                transparency *= torch.where(same, 1 - self.opacities[other, row, column], torch.ones_like(apart))
-        floating = through >= same_count + config.floating_margin + 1
+        floating = through > weights - 1 + config.floating_margin
         redundant = (better >= config.copies) & ~floating
         valid = self.valid[view].flatten()
         keep = valid & ~floating & ~redundant
@@ -163,7 +159,7 @@ class SurfaceMaps:
         return Spots(
             keep=keep.reshape(shape),
             log_factor=(total / weights).reshape(shape),
-            transparency=transparency.reshape(shape),
+            seen_by=weights.reshape(shape),
             redundant=int((valid & redundant).sum()),
             floating=int((valid & floating).sum()),
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from da3_splat.rendering import render
-from da3_splat.spherical_harmonics import rgb_to_dc
+from da3_splat.spherical_harmonics import DC
 from da3_splat.types import Gaussians, Views
 
 FLOOR = 0.05  # pixels of weight below which a Gaussian hardly changes: it was barely seen
@@ -27,9 +27,8 @@ def recolor(
     passes: int = 2,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
 ) -> Gaussians:
-    """The Gaussians (1,N) with the constant colour corrected towards the pictures of the posed `views`, masks heeded."""
-    unit = float(rgb_to_dc(torch.tensor(1.0)) - rgb_to_dc(torch.tensor(0.0)))  # of the coefficient, per unit of colour
-    count, unit = views.images.shape[1], 1 / float(rgb_to_dc(torch.tensor(1.5)))  # of a colour per coefficient
+    """The Gaussians (1,N), their constant colour corrected towards the pictures of the posed `views`, masks heeded."""
+    count = views.images.shape[1]
     seen = torch.zeros_like(gaussians.sh[:, :, :1])
     for number in progress(range(passes * count)):
         if number % count == 0:
@@ -37,7 +36,7 @@ def recolor(
         spread, weight = _spread_back(gaussians, views.select([number % count]), weigh=number < count)
         missing, seen = missing + spread, seen + weight
         if number % count == count - 1:
-            constant = gaussians.sh[:, :, :1] + missing / unit**2 / (seen / unit + FLOOR)
+            constant = gaussians.sh[:, :, :1] + missing / DC**2 / (seen / DC + FLOOR)
             gaussians = replace(gaussians, sh=torch.cat([constant, gaussians.sh[:, :, 1:]], dim=2))
     return gaussians
 

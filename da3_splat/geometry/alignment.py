@@ -107,3 +107,10 @@ def transform_gaussians(similarity: Similarity, gaussians: Gaussians) -> Gaussia
         scales=gaussians.scales * scale,
         sh=rotate_sh(gaussians.sh, rotation[:, None]),
     )
+
+
+def scaled_about(gaussians: Gaussians, center: Tensor, factor: Tensor) -> Gaussians:
+    """Gaussians (B,N) moved along the rays from `center` (B,1,3): distance and size times factor (B,N)."""
+    factor = factor[..., None].to(gaussians.means.dtype)
+    means = center + (gaussians.means - center) * factor
+    return replace(gaussians, means=means, scales=gaussians.scales * factor)

@@ -10,6 +10,14 @@ from torch import Tensor
 from da3_splat.types import Cameras
 
 
+def camera_at_origin(focal: float, height: int, width: int) -> Cameras:
+    """One camera (1,1) that defines the world, focal length in pixels, principal point in the centre."""
+    intrinsics = torch.tensor([[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]])
+    return Cameras(
+        world_to_camera=torch.eye(4)[None, None], intrinsics=intrinsics[None, None], height=height, width=width
+    )
+
+
 def known_poses(cameras: Cameras) -> Tensor:
     """(B,V) bool: which cameras have a pose; a pose with a NaN or infinite number is not known."""
     return cameras.world_to_camera.isfinite().all(dim=-1).all(dim=-1)

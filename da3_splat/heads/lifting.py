@@ -28,18 +28,27 @@ def raw_channels(sh_degree: int) -> int:
     return 11 + 3 * (sh_degree + 1) ** 2
 
 
-def lift(raw: Tensor, images: Tensor, geometry: Geometry) -> Gaussians:
+def lift(raw: Tensor, images: Tensor, geometry: Geometry, rays: str = "cameras") -> Gaussians:
     """Gaussians (B,S*H*W) of raw maps (B,S,H,W,R) by our rules; raw = 0 is naive lifting of the pictures (B,S,3,H,W).
 
-    The mean lies on the ray through the pixel, moved by at most a pixel, at depth * exp(raw / 10). Sizes and turn are
-    relative to the disc that the pixel covers of its surface (see geometry/surfaces.py); colour is the pixel's plus a
-    correction, opacity starts at 0.92.
+    The mean lies on the ray through the pixel, moved by at most a pixel, at depth * exp(raw / 10): on the ray of the
+    camera, or with `rays="predicted"` on that of `geometry.ray_map`, upsampled, with the origin it has there. Sizes and
+    turn are relative to the disc that the pixel covers of its surface (see geometry/surfaces.py); colour is the pixel's
+    plus a correction, opacity starts at 0.92.
     """
+    if rays not in ("cameras", "predicted"):
+        raise ValueError(f"rays: expected cameras or predicted, got {rays!r}")
+    if rays == "predicted" and geometry.ray_map is None:
+        raise ValueError("lift: rays='predicted' needs geometry.ray_map; run the network with rays=True")
     cameras = geometry.cameras
     batch, views, height, width, _ = raw.shape
     offset, scale, turn, sh, depth_offset, opacity = raw.float().split([2, 3, 4, raw.shape[-1] - 11, 1, 1], dim=-1)
     stretch = torch.exp(0.1 * depth_offset.clamp(-10, 10))
-    means = _unproject_with_offset(geometry.depth[..., None] * stretch, offset.tanh(), cameras)
+    depth = geometry.depth[..., None] * stretch
+    if rays == "predicted":
+        means = _on_predicted_rays(depth, offset.tanh(), geometry)
+    else:
+        means = _unproject_with_offset(depth, offset.tanh(), cameras)
     frames, lengths = surface_frames(geometry.depth.float(), cameras.resized(height, width))
     thickness = THICKNESS * pixel_widths(geometry.depth, cameras)[..., None]
     scales = torch.cat([FOOTPRINT * lengths, thickness], dim=-1) * stretch * torch.exp(scale.clamp(-4, 4))
@@ -69,6 +78,28 @@ def _unproject_with_offset(depth: Tensor, offset: Tensor, cameras: Cameras) -> T
     camera_to_world = cameras.camera_to_world
     matrix = camera_to_world[..., :3, :3] @ inverse_intrinsics(cameras.intrinsics)
     return torch.einsum("bsij,bshwj->bshwi", matrix, pixels) * depth + camera_to_world[:, :, None, None, :3, 3]
+
+
+def _on_predicted_rays(depth: Tensor, offset: Tensor, geometry: Geometry) -> Tensor:
+    """World points (B,S,H,W,3) origin + depth * direction of the network's own rays at pixels moved by `offset`.
+
+    Rays change linearly over a picture, so bilinear interpolation between those of the smaller map is exact for a
+    pinhole camera, and so is continuing their slope beyond the outermost ones.
+    """
+    batch, views, height, width, _ = depth.shape
+    rays = torch.cat([geometry.ray_map.directions, geometry.ray_map.origins], dim=-1).flatten(0, 1).float()
+    rows, columns = rays.shape[1:3]
+    pixels = pixel_grid(height, width, depth)[..., :2] + offset
+    x = (pixels[..., 0] / width * columns - 0.5).flatten(0, 1)
+    y = (pixels[..., 1] / height * rows - 0.5).flatten(0, 1)
+    left, top = x.floor().clamp(0, max(0, columns - 2)).long(), y.floor().clamp(0, max(0, rows - 2)).long()
+    right, bottom = (left + 1).clamp_max(columns - 1), (top + 1).clamp_max(rows - 1)
+    item = torch.arange(batch * views, device=depth.device)[:, None, None]
+    u, v = (x - left)[..., None], (y - top)[..., None]
+    upper = rays[item, top, left] * (1 - u) + rays[item, top, right] * u
+    lower = rays[item, bottom, left] * (1 - u) + rays[item, bottom, right] * u
+    directions, origins = (upper * (1 - v) + lower * v).unflatten(0, (batch, views)).split(3, dim=-1)
+    return origins + depth * directions
 
 
 def _band_damping(bases: int, like: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ class PixelHead(DPT):
     naive lifting, because its last layer starts at zero.
     """
 
+    pixel_aligned = True
+
     def __init__(self, dim: int, features: int, channels: tuple[int, ...], sh_degree: int = 2, rules: str = "exact"):
         if rules not in ("exact", "released"):
             raise ValueError(f"rules: expected exact or released, got {rules!r}")
@@ -39,13 +41,19 @@ class PixelHead(DPT):
             nn.init.zeros_(self.scratch.output_conv2[2].bias)
 
     def forward(
-        self, features: Features, images: Tensor, geometry: Geometry, given: Cameras | None = None
+        self,
+        features: Features,
+        images: Tensor,
+        geometry: Geometry,
+        given: Cameras | None = None,
+        rays: str = "cameras",
     ) -> Gaussians:
-        """Gaussians (B,S*H*W) in the world of `geometry.cameras`. `given` cameras matter to the released rules only."""
+        """Gaussians (B,S*H*W) in the world of `geometry.cameras`. `given` cameras matter to the released rules only,
+        `rays` to the exact ones (see `lift`)."""
         raw = self.raw_maps(features, images)
         if self.rules == "released":
             return lift_released(raw, geometry, given)
-        return lift(raw, images, geometry)
+        return lift(raw, images, geometry, rays)
 
     def raw_maps(self, features: Features, images: Tensor) -> Tensor:
         """(B,S,H,W,R) before any activation, a few views at a time."""

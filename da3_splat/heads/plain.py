@@ -13,11 +13,17 @@ class PlainHead(nn.Module):
     """Naive lifting: what an untrained `PixelHead` answers, without computing it."""
 
     rules = "exact"
+    pixel_aligned = True
 
     def forward(
-        self, features: Features, images: Tensor, geometry: Geometry, given: Cameras | None = None
+        self,
+        features: Features,
+        images: Tensor,
+        geometry: Geometry,
+        given: Cameras | None = None,
+        rays: str = "cameras",
     ) -> Gaussians:
-        """Gaussians (B,S*H*W) in the world of `geometry.cameras`."""
+        """Gaussians (B,S*H*W) in the world of `geometry.cameras`; `rays` as in `lift`."""
         batch, views, _, height, width = images.shape
         raw = images.new_zeros(batch, views, height, width, raw_channels(sh_degree=0))
-        return lift(raw, images, geometry)
+        return lift(raw, images, geometry, rays)

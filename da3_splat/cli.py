@@ -55,17 +55,25 @@ def reconstruct(
     max_views: int | None = None,
     fps: float = 2.0,
     skip_unreadable: bool = False,
+    fusion: bool = True,
+    max_gaussians: int | None = None,
+    prune: float = 0.0,
+    sky: Literal["shell", "drop"] = "shell",
+    rays: Literal["cameras", "predicted"] = "cameras",
+    export: str = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn photos into a 3D Gaussian scene in one pass.
 
-    Writes scene.ply, points.ply, depth/, depth.npz and a capture (transforms.json + images/) into --output.
+    Writes scene.ply, points.ply, depth/, depth.npz and a capture (transforms.json + images/) into --output; --export
+    adds other formats.
 
     Try:
       da3-splat reconstruct photos/ --output scene/
       da3-splat reconstruct capture/transforms.json --output scene/ --resolution 336
       da3-splat reconstruct photos/ --output scene/ --poses colmap
+      da3-splat reconstruct walk.mp4 --output scene/ --fps 1 --export colmap,video
 
     Args:
         input: folder of photos, a video, a transforms.json or its folder, or a COLMAP model
@@ -76,16 +84,30 @@ def reconstruct(
         max_views: use this many views at most, evenly spaced
         fps: of a video, use so many frames a second: sharp ones, spread evenly over its motion
         skip_unreadable: leave out pictures that cannot be read, instead of stopping at the first
+        fusion: make the views agree and merge what they see twice; --no-fusion lays every pixel of every view
+        max_gaussians: thin the scene evenly to so many
+        prune: leave out this share of each view's pixels, the least confident ones
+        sky: sky pixels become Gaussians on a far shell, or nothing
+        rays: place Gaussians on the rays of the cameras, or on those the network predicts
+        export: also write these, separated by commas: splat, compressed, glb, colmap, video (ply, npz, transforms are
+            always there)
         device: cpu, cuda, or auto
         as_json: print the report as JSON
     """
     import time
+
+    from da3_splat.export import export_scene, parse_formats
+
+    extra = [name for name in parse_formats(export) if name not in ("ply", "npz", "transforms")]
+    if not 0 <= prune < 1:
+        raise ValueError(f"--prune: expected a share from 0 up to 1, got {prune}")
 
     began = time.perf_counter()
     views, frames = _views(input, output, poses, resolution, max_views, fps, skip_unreadable)
 
     import torch
 
+    from da3_splat.fusion.fuse import NO_FUSION, FusionConfig
     from da3_splat.model import load_model
     from da3_splat.scene_folder import save_scene
 
@@ -95,13 +117,17 @@ def reconstruct(
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch finds no CUDA device here; leave it out or say --device cpu")
     try:
-        scene = load_model(model, device).reconstruct(views).to("cpu")
+        config = replace(
+            FusionConfig() if fusion else NO_FUSION, max_gaussians=max_gaussians, min_confidence=prune, sky=sky
+        )
+        scene = load_model(model, device).reconstruct(views, fusion=config, lifting_rays=rays, progress=_bar).to("cpu")
     except torch.OutOfMemoryError as error:
         raise ValueError("the GPU ran out of memory; use fewer views (--max-views) or a lower --resolution") from error
     if poses == "colmap":
         scene.report["poses"] = "colmap"
     done = time.perf_counter()
     count = save_scene(scene, views, output, _bar("writing"), frames)
+    export_scene(scene, views, output, output, extra, _bar("flying"))
     report = {
         **scene.report,
         "gaussians_written": count,
@@ -158,6 +184,34 @@ def _views(
 
 def _note(message: str) -> None:
     print(f"note: {message}", file=sys.stderr)
+
+
+def export(
+    input: Positional[Path],
+    output: Path,
+    to: str = "ply,transforms,colmap",
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Write a reconstruction in the formats of other programs: Nerfstudio, COLMAP, web viewers, video.
+
+    Try:
+      da3-splat export scene/ --output for_nerfstudio/ --to transforms
+      da3-splat export scene/ --output for_colmap/ --to colmap
+      da3-splat export scene/ --output web/ --to splat,compressed,video
+
+    Args:
+        input: folder that `da3-splat reconstruct` wrote
+        output: folder for the results
+        to: formats, separated by commas: ply, splat, compressed, glb, npz, colmap, transforms, video
+        as_json: print the files as JSON
+    """
+    from da3_splat.export import export_scene, parse_formats
+    from da3_splat.scene_folder import load_scene
+
+    formats = parse_formats(to)
+    scene, views = load_scene(input)
+    written = export_scene(scene, views, input, output, formats, _bar("flying"))
+    print(json.dumps([str(path) for path in written]) if as_json else "\n".join(map(str, written)))
 
 
 def check(as_json: Annotated[bool, arg(name="json")] = False) -> None:
@@ -242,7 +296,7 @@ def _bar(title: str) -> Callable[[Iterable], Iterable]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Expected errors end in one line and exit code 2, Ctrl-C in 130."""
-    commands = {"demo": demo, "reconstruct": reconstruct, "check": check, "info": info}
+    commands = {"demo": demo, "reconstruct": reconstruct, "export": export, "check": check, "info": info}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -52,7 +52,7 @@ def save_scene(
             written.append(f"images/{names[index]}.png")
             write_image(folder / written[-1], images[index])
         else:
-            written.append(f"images/{_write_original(frames[index], folder / 'images', names[index])}")
+            written.append(f"images/{write_original(frames[index], folder / 'images', names[index])}")
             with replacing(folder / "depth" / f"{names[index]}.npz") as beside:
                 np.savez_compressed(beside, depth=_at_original_size(depth[index], views, index).numpy())
     save_geometry(scene.geometry, folder / "depth.npz")
@@ -125,7 +125,7 @@ def _at_original_size(depth: Tensor, views: Views, index: int) -> Tensor:
     return full
 
 
-def _write_original(frame: Frame, folder: Path, name: str) -> str:
+def write_original(frame: Frame, folder: Path, name: str) -> str:
     """Copy the picture of a frame as it is, or write what undistortion or turning made of it; its name in `folder`."""
     suffix = frame.path.suffix.lower()
     untouched = frame.picture is None and frame.lens is None and suffix in COPIED

@@ -26,12 +26,14 @@ class _Record:
     """What all records share: moving every tensor (and record) they hold."""
 
     def to(self, *args, **kwargs):
-        """The same record with every tensor moved or cast as by `Tensor.to`."""
+        """The same record with every tensor moved as by `Tensor.to`; masks and indices keep their dtype."""
         moved = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, (Tensor, _Record)):
                 moved[item.name] = value.to(*args, **kwargs)
+                if isinstance(value, Tensor) and not value.is_floating_point():
+                    moved[item.name] = value.to(moved[item.name].device)
         return replace(self, **moved)
 
     def detach(self):

@@ -10,8 +10,8 @@ FLOORS = {
     "backbone": 2, "rendering": 2, "data": 2, "losses": 2, "metrics": 2,
     "heads": 3, "fusion": 3,
     "model": 4,
-    "scene_folder": 5, "starting_points": 5, "refinement": 5, "training": 5, "evaluation": 5,
-    "viewer": 6, "demo": 6, "check": 6, "nerfstudio_plugin": 6,
+    "scene_folder": 5, "export": 6, "posing": 6, "starting_points": 5, "refinement": 5, "training": 5, "evaluation": 5,
+    "viewer": 6, "demo": 6, "check": 6, "nerfstudio_plugin": 7,
     "cli": 7,
 }  # fmt: skip
 NEIGHBOURS = {
@@ -20,11 +20,13 @@ NEIGHBOURS = {
     ("io", "spherical_harmonics"),
     ("losses", "metrics"),  # SSIM is both
     ("starting_points", "refinement"),
+    ("posing", "export"),
 }
 HEAVY = {
     "nerfstudio": "nerfstudio_plugin",
     "viser": "viewer",
     "av": "io/video",
+    "trimesh": "io/glb",
     "pycolmap": "io/colmap",
     "numba": "rendering/",
 }  # who alone may import them

@@ -32,13 +32,15 @@ class ConsensusConfig:
     rotation_prior: float = 1.0
     translation_prior: float = 0.02
     depth_prior: float = 0.03
+    gate: float = 0.15  # of depth, beyond which a point is taken to be hidden
+    typical: float = 0.03  # of depth, a disagreement up to which prior and gate hold as they are; beyond, they grow
     redundancy: float = 30.0  # so many samples count as one observation: neighbours are not independent
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Consensus:
-    """The corrected geometry, and how well views agree: medians over unused pixels, before and after."""
+    """The corrected geometry, and how well views agree: means over unused pixels, before and after."""
 
     geometry: Geometry
     accepted: bool
@@ -69,6 +71,7 @@ def reach_consensus(
         geometry.depth.new_zeros(geometry.depth.shape[1], 6, dtype=torch.float64),
     )
     pairs = scene.neighbours(start)
+    scene.adapt(scene.agreement(start, pairs)[1])
     state = start
     for blur in config.blurs:
         scene.blur(blur * geometry.depth.shape[3] / 224)
@@ -141,16 +144,22 @@ class _Scene:
             chosen += [(view, j) for j in sorted(picks)]
         return torch.tensor(chosen, dtype=torch.long).reshape(-1, 2)
 
+    def adapt(self, disagreement: float) -> None:
+        """Allow for larger corrections where views disagree by more than a good network's do."""
+        growth = min(max(disagreement / self.config.typical, 1.0), 5.0) if disagreement < float("inf") else 1.0
+        config = self.config
+        self.config = replace(config, depth_prior=config.depth_prior * growth, gate=config.gate * min(growth, 2.0))
+
     def look(self, state: CorrectedViews, pairs: Tensor, pixels: Tensor, chosen: Tensor) -> Look:
         return Look(self.maps, self.intrinsics, self.unit, state, pairs, pixels, chosen)
 
     def agreement(self, state: CorrectedViews, pairs: Tensor) -> tuple[float, float]:
-        """Median colour difference and median relative depth difference over the spare pixels."""
+        """Mean colour difference and mean relative depth difference over the spare pixels."""
         color, depth = [], []
         for chunk in pairs.split(32):
             look = self.look(state, chunk, self.spare_pixels, self.spare_chosen)
             seen = look.weight > 0
-            near = seen & (look.depth_residual.abs() < 0.15)
+            near = seen & (look.depth_residual.abs() < self.config.gate)
             color.append(look.color_residual.abs().mean(dim=-1)[near])
             depth.append(look.depth_residual.abs()[near])
         color, depth = torch.cat(color), torch.cat(depth)
@@ -165,7 +174,9 @@ class _Scene:
         normal = torch.zeros(self.views, size, self.views, size, dtype=torch.float64)
         right = torch.zeros(self.views, size, dtype=torch.float64)
         looks = [self.look(state, chunk, self.pixels, self.chosen) for chunk in pairs.split(16)]
-        near = torch.cat([(look.weight * (look.depth_residual.abs() < 0.15)).flatten() for look in looks]) > 0
+        near = (
+            torch.cat([(look.weight * (look.depth_residual.abs() < self.config.gate)).flatten() for look in looks]) > 0
+        )
         if not bool(near.any()):
             return state
         color_scale = torch.cat([look.color_residual.norm(dim=-1).flatten() for look in looks])[near].median()

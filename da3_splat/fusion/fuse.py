@@ -69,6 +69,7 @@ def fuse(
     if config.merge is not None and count > 1:
         gaussians, counts = merge(geometry, gaussians_of_view, config.merge, usable, progress("merging"))
         report |= {f"dropped_{name}": getattr(counts, name) for name in ("invalid", "redundant", "floating")}
+        report["merge_tolerance"] = counts.tolerance
     else:
         parts = []
         for view in progress("lifting")(range(count)):

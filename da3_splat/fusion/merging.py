@@ -25,8 +25,9 @@ from da3_splat.types import Cameras, Gaussians, Geometry
 class MergeConfig:
     """What counts as one spot, and what is dropped. Depths are compared as ratios."""
 
-    tolerance: float = 0.02  # of depth, within which two views see the same spot
-    clearance: float = 0.05  # of depth, from which on a view looks through a pixel
+    tolerance: float = 0.02  # of depth, within which two views see the same spot, where they agree well
+    largest_tolerance: float = 0.1  # where they do not: three times their median disagreement, up to this
+    clearance: float = 2.5  # tolerances, from which on a view looks through a pixel
     copies: int = 1  # Gaussians that stay at each spot
     area_step: float = 1.25  # sharpness counts in steps of this factor, so that whole regions stay with one view
     neighbours: int = 24  # other views that a view is compared with, the nearest ones
@@ -43,6 +44,7 @@ class MergeCounts:
     redundant: int
     floating: int
     kept: int
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ def merge(
         raise ValueError(f"merge: expected one scene, got a batch of {geometry.depth.shape[0]}")
     maps = SurfaceMaps.of(geometry, config, usable)
     parts, invalid, redundant, floating = [], 0, 0, 0
+    tolerance = maps.tolerance(config)
     for view in progress(range(maps.depth.shape[0])):
-        spots = maps.spots(view, config)
+        spots = maps.spots(view, config, tolerance)
         index = torch.nonzero(spots.keep.flatten())[:, 0]
         part = gaussians_of_view(view).select(index)
         part = scaled_about(
@@ -86,7 +89,7 @@ def merge(
         invalid += int((~maps.valid[view]).sum())
         redundant, floating = redundant + spots.redundant, floating + spots.floating
     merged = Gaussians.concatenate(parts)
-    return merged, MergeCounts(maps.depth.numel(), invalid, redundant, floating, merged.means.shape[1])
+    return merged, MergeCounts(maps.depth.numel(), invalid, redundant, floating, merged.means.shape[1], tolerance)
 
 
 @dataclass(frozen=True)
@@ -127,42 +130,69 @@ class SurfaceMaps:
             order=torch.cdist(centers, centers).argsort(dim=1, stable=True),
         )
 
-    def spots(self, view: int, config: MergeConfig) -> Spots:
+    def tolerance(self, config: MergeConfig) -> float:
+        """How far depths of one spot may differ here, from how far those of some hundred pixels a view do."""
+        found = []
+        for view in range(len(self.depth)):
+            pixels = torch.arange(0, self.depth[view].numel(), max(1, self.depth[view].numel() // 400))
+            for other in self._others(view, config)[:4]:
+                look = self._look(view, other, pixels)
+                found.append(look.apart[look.inside & (look.apart.abs() < 0.3)].abs())
+        found = torch.cat(found) if found else self.depth.new_zeros(0)
+        typical = 3 * float(found.median()) if len(found) else 0.0
+        return min(max(config.tolerance, typical), max(config.tolerance, config.largest_tolerance))
+
+    def spots(self, view: int, config: MergeConfig, tolerance: float) -> Spots:
         """Compare the pixels of one view with all its neighbours."""
-        count, height, width = self.depth.shape
-        points = unproject(self.depth[None, view : view + 1], self.cameras.select([view])).reshape(1, -1, 3)
-        rank = self.rank[view].flatten()
-        better = torch.zeros_like(rank)
-        total, weights = torch.zeros_like(rank), torch.ones_like(rank)
-        through = torch.zeros_like(rank)
-        for other in [j for j in self.order[view].tolist() if j != view][: config.neighbours]:
-            pixels, z = project(points, self.cameras.select([other]))
-            pixels, z = pixels[0, 0], z[0, 0]
-            inside = (z > 0) & (pixels >= 0).all(dim=-1) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
-            column, row = pixels[:, 0].long().clamp(0, width - 1), pixels[:, 1].long().clamp(0, height - 1)
-            inside &= self.valid[other, row, column]
-            # Where the surface is smooth the depth between pixels counts, else that of the pixel that was hit.
-            between = _bilinear(self.log_depth[other], pixels, height, width)
-            there = torch.where(self.smooth[other, row, column], between, self.log_depth[other, row, column])
-            apart = there - z.clamp_min(1e-12).log()
-            same = inside & (apart.abs() < config.tolerance)
-            through += inside & (apart > config.clearance)
-            theirs = self.rank[other, row, column]
-            better += same & ((theirs < rank) | ((theirs == rank) & (other < view)))
-            total += torch.where(same, apart, torch.zeros_like(apart))
-            weights += same
-        floating = through > weights - 1 + config.floating_margin
-        redundant = (better >= config.copies) & ~floating
+        rank, shape = self.rank[view].flatten(), self.depth.shape[1:]
+        better, through, total = torch.zeros_like(rank), torch.zeros_like(rank), torch.zeros_like(rank)
+        seen_by = torch.ones_like(rank)
+        for other in self._others(view, config):
+            look = self._look(view, other)
+            same = look.inside & (look.apart.abs() < tolerance)
+            through += look.inside & (look.apart > config.clearance * tolerance)
+            better += same & ((look.rank < rank) | ((look.rank == rank) & (other < view)))
+            total += torch.where(same, look.apart, torch.zeros_like(look.apart))
+            seen_by += same
         valid = self.valid[view].flatten()
-        keep = valid & ~floating & ~redundant
-        shape = (height, width)
+        floating = valid & (through >= seen_by + config.floating_margin)
+        redundant = valid & ~floating & (better >= config.copies)
         return Spots(
-            keep=keep.reshape(shape),
-            log_factor=(total / weights).reshape(shape),
-            seen_by=weights.reshape(shape),
-            redundant=int((valid & redundant).sum()),
-            floating=int((valid & floating).sum()),
+            keep=(valid & ~floating & ~redundant).reshape(shape),
+            log_factor=(total / seen_by).reshape(shape),
+            seen_by=seen_by.reshape(shape),
+            redundant=int(redundant.sum()),
+            floating=int(floating.sum()),
         )
+
+    def _others(self, view: int, config: MergeConfig) -> list[int]:
+        return [other for other in self.order[view].tolist() if other != view][: config.neighbours]
+
+    def _look(self, view: int, other: int, pixels: Tensor | None = None) -> _Look:
+        """What `other` shows where it sees the pixels (N indices in row order, None: all) of `view`."""
+        height, width = self.depth.shape[1:]
+        points = unproject(self.depth[None, view : view + 1], self.cameras.select([view])).reshape(1, -1, 3)
+        points = points if pixels is None else points[:, pixels]
+        valid = self.valid[view].flatten()
+        valid = valid if pixels is None else valid[pixels]
+        seen, z = project(points, self.cameras.select([other]))
+        seen, z = seen[0, 0], z[0, 0]
+        inside = valid & (z > 0) & (seen >= 0).all(dim=-1) & (seen[:, 0] < width) & (seen[:, 1] < height)
+        column, row = seen[:, 0].long().clamp(0, width - 1), seen[:, 1].long().clamp(0, height - 1)
+        # Where the surface is smooth the depth between pixels counts, else that of the pixel that was hit.
+        between = _bilinear(self.log_depth[other], seen, height, width)
+        there = torch.where(self.smooth[other, row, column], between, self.log_depth[other, row, column])
+        apart = there - z.clamp_min(1e-12).log()
+        return _Look(inside & self.valid[other, row, column], apart, self.rank[other, row, column])
+
+
+@dataclass(frozen=True)
+class _Look:
+    """For N pixels: whether the other view shows their place, how much farther (logarithm) it sees there, its rank."""
+
+    inside: Tensor
+    apart: Tensor
+    rank: Tensor
 
 
 def _bilinear(values: Tensor, pixels: Tensor, height: int, width: int) -> Tensor:

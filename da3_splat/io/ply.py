@@ -22,26 +22,32 @@ def save_ply(gaussians: Gaussians, path: str | Path) -> int:
     f_rest_* (channel by channel), opacity (logit), scale_0-2 (log), rot_0-3 (wxyz, unit). Gaussians that are padding,
     not finite or below opacity 1/255 are left out, so every stored value is finite.
     """
-    if gaussians.means.shape[0] != 1:
-        raise ValueError(f"save_ply: expected one scene, got a batch of {gaussians.means.shape[0]}")
-    gaussians = gaussians.detach().to("cpu", torch.float32)
-    opacity = gaussians.opacities[0]
-    keep = opacity >= MIN_OPACITY
-    if gaussians.mask is not None:
-        keep &= gaussians.mask[0]
-    for values in (gaussians.means, gaussians.quats, gaussians.scales, gaussians.sh.flatten(2)):
-        keep &= values[0].isfinite().all(dim=-1)
-    keep &= (gaussians.scales[0] > 0).all(dim=-1) & (gaussians.quats[0].norm(dim=-1) > 0)
-    means, scales, sh = gaussians.means[0, keep], gaussians.scales[0, keep], gaussians.sh[0, keep]
-    quats = torch.nn.functional.normalize(gaussians.quats[0, keep], dim=-1)
-    logits = torch.logit(opacity[keep], eps=1e-6)
+    gaussians = drawable(gaussians)
+    means, scales, sh = gaussians.means[0], gaussians.scales[0], gaussians.sh[0]
+    quats = torch.nn.functional.normalize(gaussians.quats[0], dim=-1)
+    logits = torch.logit(gaussians.opacities[0], eps=1e-6)
     rest = sh[:, 1:].transpose(1, 2).flatten(1)  # (N, 3 (K-1)): all of red, all of green, all of blue
     columns = [means, torch.zeros_like(means), sh[:, 0], rest, logits[:, None], scales.clamp_min(1e-30).log(), quats]
     names = ["x", "y", "z", "nx", "ny", "nz", *(f"f_dc_{i}" for i in range(3))]
     names += [*(f"f_rest_{i}" for i in range(rest.shape[1])), "opacity"]
     names += [*(f"scale_{i}" for i in range(3)), *(f"rot_{i}" for i in range(4))]
     _write(path, torch.cat(columns, dim=1).numpy(), [(name, "<f4") for name in names])
-    return int(keep.sum())
+    return len(means)
+
+
+def drawable(gaussians: Gaussians) -> Gaussians:
+    """What a renderer draws of one scene (batch size 1), as float32 on the CPU: no padding, nothing that is not finite,
+    no opacity below 1/255, no size or quaternion of zero."""
+    if gaussians.means.shape[0] != 1:
+        raise ValueError(f"expected one scene to write, got a batch of {gaussians.means.shape[0]}")
+    gaussians = gaussians.detach().to("cpu", torch.float32)
+    keep = gaussians.opacities[0] >= MIN_OPACITY
+    if gaussians.mask is not None:
+        keep &= gaussians.mask[0]
+    for values in (gaussians.means, gaussians.quats, gaussians.scales, gaussians.sh.flatten(2)):
+        keep &= values[0].isfinite().all(dim=-1)
+    keep &= (gaussians.scales[0] > 0).all(dim=-1) & (gaussians.quats[0].norm(dim=-1) > 0)
+    return gaussians.select(torch.nonzero(keep)[:, 0])
 
 
 def load_ply(path: str | Path) -> Gaussians:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,6 +108,45 @@ def test_demo(tmp_path, capsys):
     assert load_ply(tmp_path / "demo" / "scene.ply").means.shape[1] == figures["gaussians"]
 
 
+def test_reconstruct_options_and_export(tmp_path, capsys):
+    """Fusion and its limits, skipping unreadable pictures, other formats, and exporting the result again."""
+    capture = small_capture(tmp_path / "capture", views=4)
+    photos = capture / "images"
+    (photos / "broken.png").write_bytes((photos / "view_0000.png").read_bytes()[:60])
+    common = ("reconstruct", photos, "--resolution", 84, "--json")
+    code, _, err = run(capsys, *common, "--output", tmp_path / "a")
+    assert code == 2 and "broken.png: not a readable image" in err and not (tmp_path / "a").exists()
+    code, out, err = run(capsys, *common, "--output", tmp_path / "a", "--skip-unreadable", "--no-fusion")
+    plain = json.loads(out)
+    assert code == 0 and plain["views"] == 4 and plain["pixels"] == 4 * 56 * 84 and "left out: " in err
+    assert plain["gaussians"] > 0.9 * plain["pixels"]
+    code, out, _ = run(
+        capsys, *common, "--output", tmp_path / "b", "--skip-unreadable", "--max-gaussians", 2000, "--prune", 0.2,
+        "--export", "splat,colmap,glb",
+    )  # fmt: skip
+    fused = json.loads(out)
+    assert code == 0 and fused["gaussians"] == 2000 and fused["dropped_invalid"] >= 0.2 * 4 * 56 * 84 - 8
+    assert (tmp_path / "b" / "sparse" / "0" / "points3D.bin").is_file() and (tmp_path / "b" / "points.glb").is_file()
+    code, out, err = run(
+        capsys, "export", tmp_path / "b", "--output", tmp_path / "c", "--to", "transforms,ply", "--json"
+    )
+    assert code == 0, err
+    assert {Path(path).name for path in json.loads(out)} == {"scene.ply", "transforms.json", "sparse_pc.ply"}
+    code, out, err = run(
+        capsys, "reconstruct", tmp_path / "c", "--output", tmp_path / "d", "--rays", "predicted", "--json"
+    )
+    assert code == 0 and json.loads(out)["poses"] == "given"
+    for arguments, message in (
+        (("export", tmp_path / "b", "--output", tmp_path / "e", "--to", "obj"), "expected some of ply"),
+        (("export", capture, "--output", tmp_path / "e"), "no scene.ply in this folder"),
+        ((*common, "--output", tmp_path / "e", "--prune", 1.5), "--prune: expected a share"),
+        ((*common, "--output", tmp_path / "e", "--export", "stl"), "expected some of ply"),
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == 2 and message in err and len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "e").exists()
+
+
 def test_check(capsys):
     """Every row of the table passes, and a broken rasterizer is noticed."""
     code, out, err = run(capsys, "check", "--json")
@@ -119,7 +159,7 @@ def test_check(capsys):
 def test_info_and_help(capsys):
     code, out, _ = run(capsys, "info", "--json")
     assert code == 0 and json.loads(out)["torch"] != "not installed"
-    for command in ([], ["demo"], ["reconstruct"], ["info"]):
+    for command in ([], ["demo"], ["reconstruct"], ["export"], ["check"], ["info"]):
         code, out, _ = run(capsys, *command, "--help")
         assert code == 0 and "usage: da3-splat" in out
     code, out, _ = run(capsys, "reconstruct", "--help")

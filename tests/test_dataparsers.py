@@ -152,3 +152,33 @@ def test_dataset_reads_the_pictures(landmark):
     for index in range(len(dataset)):
         height, width = dataset[index]["image"].shape[:2]
         assert (height, width) == (int(dataset.cameras.height[index]), int(dataset.cameras.width[index]))
+
+
+def test_da3_views_poses_photos_once(tmp_path):
+    """Unposed photos become a posed capture beside them; the second run finds it, changed photos make a new one."""
+    from captures import small_capture
+    from nerfstudio.data.datasets.base_dataset import InputDataset
+
+    from da3_splat.nerfstudio_plugin.da3_views import Da3ViewsDataParserConfig, da3_views_dataparser
+
+    assert isinstance(da3_views_dataparser, DataParserSpecification)
+    photos = small_capture(tmp_path / "capture", views=5) / "images"
+    config = Da3ViewsDataParserConfig(data=photos, resolution=84, eval_mode="all")
+    outputs = config.setup().get_dataparser_outputs("train")
+    assert len(outputs.image_filenames) == 5 and len(outputs.metadata["points3D_xyz"]) > 20
+    assert InputDataset(outputs)[0]["image"].shape == (56, 84, 3)
+    made = list((photos / "da3_views").iterdir())
+    assert len(made) == 1 and (made[0] / "transforms.json").is_file()
+    stamp = (made[0] / "transforms.json").stat().st_mtime_ns
+    assert len(config.setup().get_dataparser_outputs("val").image_filenames) == 5
+    assert (made[0] / "transforms.json").stat().st_mtime_ns == stamp
+    (photos / "view_0004.png").unlink()
+    assert len(config.setup().get_dataparser_outputs("train").image_filenames) == 4
+    assert len(list((photos / "da3_views").iterdir())) == 2
+
+
+def test_all_dataparsers_are_registered():
+    from importlib.metadata import entry_points
+
+    names = {entry.name for entry in entry_points(group="nerfstudio.dataparser_configs")}
+    assert names >= {"da3-views", "dl3dv", "megadepth"}

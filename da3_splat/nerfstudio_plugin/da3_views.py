@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from nerfstudio.data.dataparsers.base_dataparser import DataparserOutputs
-from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParser, NerfstudioDataParserConfig
+from nerfstudio.data.dataparsers.nerfstudio_dataparser import Nerfstudio, NerfstudioDataParserConfig
 from nerfstudio.plugins.registry_dataparser import DataParserSpecification
 from nerfstudio.utils.rich_utils import CONSOLE
 
@@ -39,7 +39,7 @@ class Da3ViewsDataParserConfig(NerfstudioDataParserConfig):
 
 
 @dataclass
-class Da3ViewsDataParser(NerfstudioDataParser):
+class Da3ViewsDataParser(Nerfstudio):
     config: Da3ViewsDataParserConfig
 
     def _generate_dataparser_outputs(self, split: str = "train") -> DataparserOutputs:

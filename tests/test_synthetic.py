@@ -1,9 +1,24 @@
+"""Procedural worlds: repeatable, true by hand and by geometry."""
+
+from dataclasses import replace
+
+import pytest
 import torch
 
-from da3_splat.data.ray_casting import SPHERE
-from da3_splat.data.synthetic import look_at, make_scenes, render_worlds, sample_cameras, sample_worlds
+from da3_splat.data.ray_casting import BOX, CYLINDER, PHOTO, SPHERE
+from da3_splat.data.synthetic import (
+    look_at,
+    make_scenes,
+    render_normals,
+    render_worlds,
+    sample_cameras,
+    sample_walk,
+    sample_worlds,
+    with_zoom,
+)
 from da3_splat.geometry.projection import project, unproject
-from da3_splat.types import Geometry
+from da3_splat.geometry.surfaces import tangents
+from da3_splat.types import Cameras, Geometry
 
 
 def test_same_seed_same_world():
@@ -32,26 +47,79 @@ def test_depth_is_true():
         assert ((ratio - 1).abs() < 0.03).float().mean() > 0.6
 
 
-def test_sphere_by_hand():
-    """A lone sphere of radius 0.5 at distance 2 is seen at depth 1.5 in the middle, and the room's wall beside it."""
+def lone_object(shape: int, size: list[float]):
+    """A closed room with one object in the middle, upright, and nothing else in reach."""
     worlds = sample_worlds(1, 0)
     values = {name: getattr(worlds, name).clone() for name in worlds.__dataclass_fields__ if name != "photos"}
     values["center"][:] = 100.0
-    values["center"][0, 0] = torch.tensor([0.0, 0.0, 0.0])
-    values["size"][0, 0] = 0.5
-    values["shape"][0, 0] = SPHERE
+    values["center"][0, 0] = 0.0
+    values["size"][0, 0] = torch.tensor(size)
+    values["turn"][0, 0] = torch.eye(3)
+    values["shape"][0, 0] = shape
     values["open"][:] = False
     values["room"][:] = torch.tensor([3.0, 2.0, 4.0])
-    worlds = type(worlds)(**values)
-    pose = look_at(torch.tensor([[[0.0, 0.0, -2.0]]]), torch.zeros(1, 1, 3))
-    intrinsics = torch.tensor([[[[20.0, 0, 10.5], [0, 20.0, 7.5], [0, 0, 1]]]])
-    from da3_splat.types import Cameras
+    return type(worlds)(**values)
 
-    cameras = Cameras(world_to_camera=pose, intrinsics=intrinsics, height=15, width=21)
+
+def camera_at(position: list[float]) -> Cameras:
+    pose = look_at(torch.tensor([[position]]), torch.zeros(1, 1, 3))
+    intrinsics = torch.tensor([[[[20.0, 0, 10.5], [0, 20.0, 7.5], [0, 0, 1]]]])
+    return Cameras(world_to_camera=pose, intrinsics=intrinsics, height=15, width=21)
+
+
+@pytest.mark.parametrize("shape, depth", [(SPHERE, 1.5), (BOX, 1.3), (CYLINDER, 1.5)])
+def test_front_of_each_shape_by_hand(shape, depth):
+    """From 2 away: a sphere and an upright cylinder of radius 0.5 begin at 1.5, a box 0.7 deep at 1.3; all face us."""
+    worlds = lone_object(shape, [0.5, 0.4, 0.7])
+    _, geometry = render_worlds(worlds, camera_at([0.0, 0.0, -2.0]), supersample=1)
+    assert torch.isclose(geometry.depth[0, 0, 7, 10], torch.tensor(depth), atol=1e-3)
+    normals = render_normals(worlds, camera_at([0.0, 0.0, -2.0]))
+    assert torch.allclose(normals[0, 0, 7, 10], torch.tensor([0.0, 0.0, -1.0]), atol=0.06)
+
+
+def test_a_cylinder_has_caps():
+    """Seen steeply from above (y points down), its upper cap at y = -0.4 is flat: normal up."""
+    worlds = lone_object(CYLINDER, [0.5, 0.4, 0.5])
+    camera = camera_at([0.0, -1.9, -0.3])
+    _, geometry = render_worlds(worlds, camera, supersample=1)
+    point = unproject(geometry.depth, camera)[0, 0, 7, 10]
+    assert torch.isclose(point[1], torch.tensor(-0.4), atol=1e-3)
+    normal = camera.camera_to_world[0, 0, :3, :3] @ render_normals(worlds, camera)[0, 0, 7, 10]
+    assert torch.allclose(normal, torch.tensor([0.0, -1.0, 0.0]), atol=1e-4)
+
+
+def test_normals_are_those_of_the_depth():
+    """Cross products of neighbouring surface points agree with the cast normals, but for edges."""
+    worlds = sample_worlds(2, 4)
+    cameras = sample_cameras(worlds, 2, 56, 84, 5)
     _, geometry = render_worlds(worlds, cameras, supersample=1)
-    assert torch.isclose(geometry.depth[0, 0, 7, 10], torch.tensor(1.5), atol=1e-4)
-    assert torch.isclose(geometry.depth[0, 0, 0, 10], torch.tensor(2.0 / (7 / 20)), atol=1e-3)  # ceiling, 2 above
-    assert geometry.sky.sum() == 0
+    along_x, along_y = tangents(geometry.depth, cameras)
+    found = torch.nn.functional.normalize(torch.linalg.cross(along_x, along_y, dim=-1), dim=-1)
+    normals = torch.einsum("bvji,bvhwj->bvhwi", cameras.world_to_camera[..., :3, :3], render_normals(worlds, cameras))
+    valid = geometry.sky == 0
+    assert ((found * normals).sum(-1).abs()[valid] > 0.98).float().mean() > 0.9
+    assert (normals[~valid] == 0).all()
+
+
+def test_photos_lenses_and_walks():
+    photos = torch.zeros(2, 3, 8, 8)
+    photos[0, 0], photos[1, 1] = 1.0, 1.0  # one red, one green
+    worlds = sample_worlds(2, 6, photos)
+    shown = worlds.kind == PHOTO
+    assert 0.15 < shown.float().mean() < 0.55 and (sample_worlds(2, 6).kind != PHOTO).all()
+    assert not torch.equal(
+        render_worlds(worlds, sample_cameras(worlds, 1, 28, 42, 7))[0],
+        render_worlds(replace(worlds, photos=1 - photos), sample_cameras(worlds, 1, 28, 42, 7))[0],
+    )
+    walk = sample_walk(worlds, 120, 28, 42, seed=8)
+    step = (walk.centers.roll(-1, dims=1) - walk.centers).norm(dim=-1)
+    assert step.max() < 4 * step.mean()  # the last one comes home to the first
+    turn = walk.world_to_camera[:, 1:, :3, :3] @ walk.camera_to_world[:, :-1, :3, :3]
+    assert torch.rad2deg(torch.arccos(((turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1))).max() < 12
+    assert bool((walk.centers.abs() < worlds.room[:, None]).all())
+    zoomed = with_zoom(walk, seed=9)
+    assert torch.equal(zoomed.world_to_camera, walk.world_to_camera)
+    assert zoomed.intrinsics[0, :, 0, 0].std() > 1 and zoomed.intrinsics[0, :, 0, 2].std() > 0.5
 
 
 def test_supersampling_smooths_colour_and_keeps_depth():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
@@ -101,6 +102,8 @@ def reconstruct(
     extra = [name for name in parse_formats(export) if name not in ("ply", "npz", "transforms")]
     if not 0 <= prune < 1:
         raise ValueError(f"--prune: expected a share from 0 up to 1, got {prune}")
+    if max_gaussians is not None and max_gaussians < 1:
+        raise ValueError(f"--max-gaussians: expected at least 1, got {max_gaussians}")
 
     began = time.perf_counter()
     views, frames = _views(input, output, poses, resolution, max_views, fps, skip_unreadable)
@@ -143,6 +146,8 @@ def reconstruct(
         f"load {report['load_seconds']:.1f} s, reconstruct {report['reconstruct_seconds']:.1f} s, "
         f"write {report['write_seconds']:.1f} s: {output / 'scene.ply'}"
     )
+    if report.get("consensus_accepted") is False:
+        _note("the views could not be made to agree further; do they overlap?")
     if model == "mini" and report["poses"] == "da3":
         print(
             "note: mini was trained on synthetic rooms only; for photos give --model depth-anything/DA3-GIANT-1.1, "
@@ -156,11 +161,14 @@ def _views(
     """The views of `source` and the frames behind them, with the cameras that `poses` asks for."""
     from da3_splat.data.captures import find_frames
     from da3_splat.data.views import read_frames
+    from da3_splat.export import WRITTEN
 
     capture = find_frames(source, max_views, fps, _bar("choosing frames"))
     frames, points, colors = capture.frames, capture.points, capture.colors
-    written = [(output / name).resolve() for name in ("transforms.json", "images", "depth")]
-    for path in (source, source / "transforms.json", *(frame.path for frame in frames)):
+    written = [(output / name).resolve() for name in WRITTEN]
+    masks = (frame.mask for frame in frames if frame.mask is not None)
+    read = (source, source / "transforms.json", source / "sparse", *(frame.path for frame in frames), *masks)
+    for path in (path for path in read if path.exists()):
         if any(path.resolve().is_relative_to(target) for target in written):
             raise ValueError(f"{output}: writing here would replace the input; choose another --output")
     if poses == "given" and frames[0].world_to_camera is None:
@@ -190,6 +198,7 @@ def export(
     input: Positional[Path],
     output: Path,
     to: str = "ply,transforms,colmap",
+    overwrite: bool = False,
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Write a reconstruction in the formats of other programs: Nerfstudio, COLMAP, web viewers, video.
@@ -203,12 +212,16 @@ def export(
         input: folder that `da3-splat reconstruct` wrote
         output: folder for the results
         to: formats, separated by commas: ply, splat, compressed, glb, npz, colmap, transforms, video
+        overwrite: write into a folder that holds such files already
         as_json: print the files as JSON
     """
-    from da3_splat.export import export_scene, parse_formats
+    from da3_splat.export import WRITTEN, export_scene, parse_formats
     from da3_splat.scene_folder import load_scene
 
     formats = parse_formats(to)
+    there = [name for name in WRITTEN if (output / name).exists()]
+    if there and not overwrite:
+        raise ValueError(f"{output / there[0]}: exists already; choose another --output, or say --overwrite")
     scene, views = load_scene(input)
     written = export_scene(scene, views, input, output, formats, _bar("flying"))
     print(json.dumps([str(path) for path in written]) if as_json else "\n".join(map(str, written)))
@@ -296,6 +309,9 @@ def _bar(title: str) -> Callable[[Iterable], Iterable]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Expected errors end in one line and exit code 2, Ctrl-C in 130."""
+    # Threads of torch that wait by spinning bring a busy machine to a halt: 100 s instead of 4 were measured beside one
+    # other job on two cores. Must be said before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     commands = {"demo": demo, "reconstruct": reconstruct, "export": export, "check": check, "info": info}
     try:
         tyro.extras.subcommand_cli_from_dict(

@@ -11,12 +11,16 @@ import torch
 
 from da3_splat.geometry.paths import fly_through
 from da3_splat.geometry.projection import project
+from da3_splat.io.files import replacing
 from da3_splat.io.transforms_json import read_transforms, write_transforms
 from da3_splat.rendering import render
 from da3_splat.scene_folder import confident_pixels, confident_points, original_cameras
 from da3_splat.types import Cameras, Geometry, Scene, Views
 
 FORMATS = ("ply", "splat", "compressed", "glb", "npz", "colmap", "transforms", "video")
+# Everything that a reconstruction and its exports may write into their folder.
+WRITTEN = ("transforms.json", "images", "depth", "masks", "depth.npz", "scene.ply", "points.ply", "sparse_pc.ply")
+WRITTEN += ("sparse", "scene.splat", "scene.compressed.ply", "points.glb", "flight.mp4")
 SPARSE_POINTS = 30_000
 SAME_SPOT = 0.02  # relative depth difference up to which a picture counts as having seen a point
 FRAMES, FRAMES_PER_SECOND = 120, 30
@@ -75,7 +79,8 @@ def export_scene(
 
 def _copied(source: Path, target: Path) -> Path:
     if source.resolve() != target.resolve():
-        shutil.copyfile(source, target)
+        with replacing(target) as beside:
+            shutil.copyfile(source, beside)
     return target
 
 
@@ -93,13 +98,18 @@ def _export_capture(scene: Scene, views: Views, source: Path, folder: Path, form
     points, colors, seen = tracked_points(scene.geometry, views, SPARSE_POINTS)
     names = [picture.name for picture in pictures]
     written = []
-    if "transforms" in formats:
-        save_points(points, colors, folder / "sparse_pc.ply")
-        write_transforms(folder / "transforms.json", cameras, [f"images/{name}" for name in names], "sparse_pc.ply")
-        written += [folder / "transforms.json", folder / "sparse_pc.ply"]
     if "colmap" in formats:
         write_colmap(folder / "sparse" / "0", cameras, names, points, colors, seen)
         written.append(folder / "sparse" / "0")
+    if "transforms" in formats:
+        save_points(points, colors, folder / "sparse_pc.ply")
+        masks = [None if frame.mask is None else f"masks/{frame.mask.name}" for frame in frames]
+        for frame, name in zip(frames, masks):
+            if name is not None:
+                _copied(frame.mask, folder / name)
+        names = [f"images/{name}" for name in names]
+        write_transforms(folder / "transforms.json", cameras, names, "sparse_pc.ply", masks)
+        written += [folder / "transforms.json", folder / "sparse_pc.ply"]
     return written
 
 

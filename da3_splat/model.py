@@ -100,6 +100,8 @@ class Da3Splat(nn.Module):
 
         `report` says where scale and poses came from, what was merged and dropped, and the times.
         """
+        if lifting_rays == "predicted" and (self.gs_head.rules != "exact" or not self.network.predicts_cameras):
+            raise ValueError(f"reconstruct: the Gaussians of {self.config.preset} cannot be placed on predicted rays")
         if views.images.shape[0] != 1:
             raise ValueError(f"reconstruct: expected one scene, got a batch of {views.images.shape[0]}")
         views = views.to(next(self.parameters()).device)
@@ -160,7 +162,8 @@ class Da3Splat(nn.Module):
             )
         features = self.network.encode(views.images)
         geometry = replace(self.network.decode(features), cameras=cameras)
-        report: dict[str, object] = {"poses": "given", "scale_source": "none"}
+        poses = "given" if views.cameras is not None else "one camera at the origin, focal length by EXIF"
+        report: dict[str, object] = {"poses": poses, "scale_source": "none"}
         if self.config.preset == "da3metric-large":
             geometry = replace(geometry, depth=metres(geometry.depth, cameras))
             report["scale_source"] = "metric model"

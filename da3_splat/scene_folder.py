@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,14 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from da3_splat.data.captures import load_views
 from da3_splat.data.views import original_picture
 from da3_splat.io.files import replacing
 from da3_splat.io.frames import Frame
-from da3_splat.io.images import color_of_depth, write_image
+from da3_splat.io.images import color_of_depth, read_image, write_image
 from da3_splat.io.npz import load_geometry, save_geometry
 from da3_splat.io.ply import load_ply, save_ply, save_points
-from da3_splat.io.transforms_json import write_transforms
-from da3_splat.types import Cameras, Geometry, Scene, Views
+from da3_splat.io.transforms_json import read_transforms, write_transforms
+from da3_splat.types import Cameras, Geometry, Scene, Views, Window
 
 MAX_POINTS = 200_000
 COPIED = (".jpg", ".jpeg", ".png")  # what every Nerfstudio method reads; other formats are converted
@@ -43,6 +41,7 @@ def save_scene(
     """
     folder = Path(folder)
     names = picture_names(views)
+    masks = [None] * len(names) if views.masks is None else _write_masks(views, names, folder, frames is not None)
     depth = scene.geometry.depth[0].detach().cpu()
     images = views.images[0].permute(0, 2, 3, 1).cpu().numpy()
     written = []
@@ -55,11 +54,11 @@ def save_scene(
             written.append(f"images/{write_original(frames[index], folder / 'images', names[index])}")
             with replacing(folder / "depth" / f"{names[index]}.npz") as beside:
                 np.savez_compressed(beside, depth=_at_original_size(depth[index], views, index).numpy())
-    save_geometry(scene.geometry, folder / "depth.npz")
+    save_geometry(scene.geometry, folder / "depth.npz", () if frames is None else views.windows)
     points, colors = confident_points(scene.geometry, views, MAX_POINTS)
     save_points(points, colors, folder / "points.ply")
     cameras = scene.cameras if frames is None else original_cameras(scene.cameras, views)
-    write_transforms(folder / "transforms.json", cameras, written, "points.ply")
+    write_transforms(folder / "transforms.json", cameras, written, "points.ply", masks)
     return save_ply(scene.gaussians, folder / "scene.ply")
 
 
@@ -69,13 +68,52 @@ def load_scene(folder: str | Path) -> tuple[Scene, Views]:
     for name in ("scene.ply", "depth.npz", "transforms.json"):
         if not (folder / name).is_file():
             raise ValueError(f"{folder}: no {name} in this folder; expected what `da3-splat reconstruct` wrote")
-    geometry = load_geometry(folder / "depth.npz")
-    height, width = geometry.depth.shape[-2:]
-    views = load_views(folder / "transforms.json", resolution=max(height, width))
-    if views.images.shape[1] != geometry.depth.shape[1] or views.images.shape[-2:] != (height, width):
+    geometry, windows = load_geometry(folder / "depth.npz")
+    frames, _ = read_transforms(folder / "transforms.json")
+    if len(frames) != geometry.depth.shape[1] or (windows and len(windows) != len(frames)):
         raise ValueError(f"{folder}: transforms.json and depth.npz are not of one reconstruction")
-    views = replace(views, cameras=geometry.cameras)
+    size = geometry.depth.shape[-2:]
+    images, masks = [], []
+    for frame, window in zip(frames, windows or [None] * len(frames)):
+        images.append(_in_window(read_image(frame.path, upright=False), window, size) / 255)
+        masks.append(None if frame.mask is None else _in_window(read_image(frame.mask, upright=False), window, size)[0])
+    kept = None
+    if any(mask is not None for mask in masks):
+        kept = torch.stack([torch.ones(size, dtype=torch.bool) if mask is None else mask >= 128 for mask in masks])[
+            None
+        ]
+    views = Views(
+        images=torch.stack(images)[None],
+        cameras=geometry.cameras,
+        names=tuple(frame.name for frame in frames),
+        masks=kept,
+        windows=windows,
+    )
     return Scene(geometry=geometry, gaussians=load_ply(folder / "scene.ply"), cameras=geometry.cameras), views
+
+
+def _in_window(picture: Image.Image, window: Window | None, size: tuple[int, int]) -> Tensor:
+    """What a view shows of its picture: (3,*size) in 0 to 255."""
+    box = None
+    if window is not None:
+        box = (window.left, window.top, window.left + window.window_width, window.top + window.window_height)
+    pixels = picture.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+    return torch.from_numpy(np.asarray(pixels, np.float32)).permute(2, 0, 1)
+
+
+def _write_masks(views: Views, names: list[str], folder: Path, full_size: bool) -> list[str | None]:
+    """masks/NAME.png (white is the scene) of the views that have something masked; their names, None elsewhere."""
+    written: list[str | None] = []
+    for index, (name, mask) in enumerate(zip(names, views.masks[0].cpu())):
+        if bool(mask.all()):
+            written.append(None)
+            continue
+        values = mask.float()
+        if full_size:
+            values = _at_original_size(values, views, index).nan_to_num(0)
+        written.append(f"masks/{name}.png")
+        write_image(folder / written[-1], (values[..., None].expand(-1, -1, 3).numpy() * 255).astype(np.uint8))
+    return written
 
 
 def picture_names(views: Views) -> list[str]:
@@ -103,13 +141,13 @@ def confident_points(geometry: Geometry, views: Views, count: int) -> tuple[np.n
 def confident_pixels(geometry: Geometry, views: Views, count: int) -> Tensor:
     """Indices into S*H*W of at most `count` pixels that are finite, no sky, unmasked, of the confident half."""
     keep = (geometry.depth[0].isfinite() & (geometry.depth[0] > 0)).flatten().cpu()
-    if geometry.confidence is not None:
-        confidence = geometry.confidence[0].detach().cpu().flatten()
-        keep &= confidence >= confidence.median()
     if geometry.sky is not None:
         keep &= ~geometry.sky_mask[0].cpu().flatten()
     if views.masks is not None:
         keep &= views.masks[0].cpu().flatten()
+    if geometry.confidence is not None and bool(keep.any()):
+        confidence = geometry.confidence[0].detach().cpu().flatten()
+        keep &= confidence >= confidence[keep].median()
     kept = torch.nonzero(keep)[:, 0]
     return kept[:: max(1, -(-len(kept) // count))]
 

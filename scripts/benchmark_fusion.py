@@ -10,7 +10,8 @@ of the 6 contexts sees. Parts: `true` geometry of 8 views on 50 degrees beside n
 wide, opacity 0.95); geometry `disturbed` like a network's (2 % smooth depth error, poses off by 0.5 degrees and 1 % of
 the depth) and the same depth with the `posed` cameras given exactly; disturbances that no parameter was tuned on
 (`scale`: 3 % a view, `bleed`: depth grows two pixels over edges, `astray`: one view turned by 3 degrees); the `mini`
-network on posed views, on both kinds of rays; and real `captures`, every 8th view held out.
+network on posed views, on both kinds of rays; real `captures`, every 8th view held out; and an `ablation` of the
+defaults (with --full or by name).
 """
 
 import json
@@ -49,9 +50,9 @@ DEMANDED = ("disturbed", "posed")  # with demands on the gain; elsewhere fusion 
 @dataclass
 class Settings:
     only: str = ""
-    """parts to run, separated by commas: true, disturbed, posed, scale, bleed, astray, mini, captures"""
+    """parts to run, separated by commas: true, disturbed, posed, scale, bleed, astray, mini, captures, ablation"""
     full: bool = False
-    """8 worlds for every part"""
+    """8 worlds for every part, and the ablation"""
     captures: Path | None = None
     """folder of real captures; default $DA3_SPLAT_CAPTURES, else ../shared/captures"""
     json: Path | None = None
@@ -178,6 +179,35 @@ def disturbed_geometry(name: str, worlds: list[World], numbers: dict, missed: li
             missed.append(f"{name}: more than half of the Gaussians at 24 views")
 
 
+def ablation(worlds: list[World], numbers: dict) -> None:
+    """What each default is worth: 12 disturbed views, one setting changed at a time."""
+    base = FusionConfig()
+    variants = {
+        "defaults": base,
+        "no consensus": replace(base, consensus=None),
+        "no merging": replace(base, merge=None),
+        "no colours": replace(base, recolor_passes=0),
+        "1 pass of colours": replace(base, recolor_passes=1),
+        "4 passes of colours": replace(base, recolor_passes=4),
+        "2 copies a spot": replace(base, merge=replace(base.merge, copies=2)),
+        "sharpness to the bit": replace(base, merge=replace(base.merge, area_step=1.001)),
+        "coarse depth grid 3x4": replace(base, consensus=replace(base.consensus, grid=(3, 4))),
+        "fine depth grid 6x8": replace(base, consensus=replace(base.consensus, grid=(6, 8))),
+        "sharp pictures only": replace(base, consensus=replace(base.consensus, blurs=(0.75,), iterations=12)),
+        "no edges (5 %)": replace(base, edge_limit=0.05),
+    }
+    for label, config in variants.items():
+        scores, seconds = [], []
+        for index, world in enumerate(worlds):
+            geometry = disturb(world.truth, NETWORK_LIKE, seed=index).select(COUNTS[12])
+            gaussians, report = fused(geometry, world.contexts.images[:, COUNTS[12]], False, config)
+            scores.append(score(gaussians, world.targets, world.mask))
+            seconds.append(report["seconds"])
+        mean, spent = (float(torch.tensor(column).mean()) for column in (scores, seconds))
+        print(f"{label:24}{mean:9.2f} dB{spent:8.1f} s", flush=True)
+        numbers[f"ablation {label}"] = {"psnr_db": mean, "seconds": spent}
+
+
 def with_mini(worlds: list[World], numbers: dict) -> None:
     """The embedded weights on posed views, Gaussians on the cameras' rays and on the predicted ones."""
     model = load_model("mini")
@@ -224,8 +254,9 @@ def main(settings: Settings) -> None:
 
     torch.set_num_threads(2)
     console = Console(stderr=True)
-    parts = settings.only.split(",") if settings.only else ["true", *DISTURBANCES, "mini", "captures"]
-    unknown = set(parts) - {"true", *DISTURBANCES, "mini", "captures"}
+    known = ["true", *DISTURBANCES, "mini", "captures", "ablation"]
+    parts = settings.only.split(",") if settings.only else known if settings.full else known[:-1]
+    unknown = set(parts) - set(known)
     if unknown:
         sys.exit(f"benchmark_fusion: no such part: {', '.join(sorted(unknown))}")
     numbers: dict = {}
@@ -240,6 +271,8 @@ def main(settings: Settings) -> None:
             some = worlds if settings.full or name in DEMANDED else worlds[:3]
             with console.status(name):
                 disturbed_geometry(name, some, numbers, missed)
+    if "ablation" in parts:
+        ablation(worlds[:3], numbers)
     if "mini" in parts:
         with_mini(worlds if settings.full else worlds[:3], numbers)
     folder = settings.captures or Path(

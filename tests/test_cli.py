@@ -139,6 +139,8 @@ def test_reconstruct_options_and_export(tmp_path, capsys):
     for arguments, message in (
         (("export", tmp_path / "b", "--output", tmp_path / "e", "--to", "obj"), "expected some of ply"),
         (("export", capture, "--output", tmp_path / "e"), "no scene.ply in this folder"),
+        (("export", tmp_path / "b", "--output", capture), "exists already; choose another --output"),
+        ((*common, "--output", tmp_path / "e", "--max-gaussians", 0), "--max-gaussians: expected at least 1"),
         ((*common, "--output", tmp_path / "e", "--prune", 1.5), "--prune: expected a share"),
         ((*common, "--output", tmp_path / "e", "--export", "stl"), "expected some of ply"),
     ):

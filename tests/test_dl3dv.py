@@ -306,3 +306,15 @@ def test_a_lens_is_undone_on_reading(tmp_path, views):
     scene = write_dl3dv_scene(tmp_path, views, scene_hash(1), distortion=(0.2, 0.0, 0.0, 0.0))
     read = read_frames(Dl3dvScene("x", scene).frames(), points=None, colors=None, resolution=WIDTH)
     assert read.images.shape == views.images.shape and not read.masks[0, 0, 0, 0] and read.masks[0, 0, 14, 21]
+
+
+def test_a_large_archive_that_lists_transforms_first(tmp_path):
+    """The directory of a zip of thousands of pictures is longer than its tail; the scene is found all the same."""
+    path = tmp_path / "1K" / f"{'ab' * 32}.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{'ab' * 32}/transforms.json", "{}")
+        for index in range(3000):
+            archive.writestr(f"{'ab' * 32}/images_4/frame_{index:05d}.png", b"")
+    scenes, problems = find_scenes(tmp_path)
+    assert [scene.name for scene in scenes] == ["ab" * 32] and not problems

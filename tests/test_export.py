@@ -16,6 +16,7 @@ from da3_splat.data.captures import find_frames
 from da3_splat.data.views import read_frames
 from da3_splat.export import export_scene, parse_formats, tracked_points
 from da3_splat.geometry.paths import fly_through
+from da3_splat.geometry.projection import project
 from da3_splat.io.colmap import read_colmap, write_colmap
 from da3_splat.io.transforms_json import read_transforms, write_transforms
 from da3_splat.scene_folder import load_scene, original_cameras, save_scene
@@ -209,3 +210,54 @@ def test_a_broken_scene_folder_is_one_line(made, tmp_path):
     with pytest.raises(ValueError, match="depth.npz: not a geometry"):
         load_scene(tmp_path)
     assert json.loads((tmp_path / "transforms.json").read_text())["w"] == 42
+
+
+@pytest.mark.parametrize("size, resolution", [((40, 30), 84), ((30, 45), 70), ((64, 64), 42), ((50, 20), 112)])
+def test_scenes_of_any_aspect_load_again(tmp_path, size, resolution):
+    """Snapping to the patch is not idempotent, so the windows say what each view shows; mixed orientations, too."""
+    for name, shape in (("a.png", size), ("b.png", size[::-1])):
+        pixels = np.random.default_rng(1).integers(0, 255, (shape[1], shape[0], 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+    frames = find_frames(tmp_path).frames
+    views = read_frames(frames, resolution=resolution)
+    save_scene(load_model("mini").reconstruct(views), views, tmp_path / "scene", frames=frames)
+    _, again = load_scene(tmp_path / "scene")
+    assert again.images.shape == views.images.shape and (again.images - views.images).abs().mean() < 0.05
+
+
+def test_masks_survive(tmp_path):
+    """Masks of the input are written beside the pictures and come back, at the size of the input and of the network."""
+    capture = small_capture(tmp_path / "capture", views=3)
+    mask = np.zeros((56, 84), np.uint8)
+    mask[:, 42:] = 255
+    Image.fromarray(mask).save(capture / "mask.png")
+    content = json.loads((capture / "transforms.json").read_text())
+    content["frames"][1]["mask_path"] = "mask.png"
+    (capture / "transforms.json").write_text(json.dumps(content))
+    frames = find_frames(capture).frames
+    views = read_frames(frames, resolution=42)
+    scene = load_model("mini").reconstruct(views)
+    save_scene(scene, views, tmp_path / "scene", frames=frames)
+    _, again = load_scene(tmp_path / "scene")
+    assert torch.equal(again.masks, views.masks) and not views.masks.all()
+    export_scene(scene, views, tmp_path / "scene", tmp_path / "out", ["transforms"])
+    assert torch.equal(load_views(tmp_path / "out", resolution=42).masks, views.masks)
+    kept = scene.gaussians.means[0, scene.gaussians.source_view[0] == 1]
+    pixels, _ = project(kept[None], scene.cameras.select([1]))
+    assert (pixels[0, 0, :, 0] > 20).all()
+
+
+def test_pictures_smaller_than_their_calibration(tmp_path):
+    """Cameras of 168x112 on pictures of 84x56: what is written fits the pictures."""
+    capture = small_capture(tmp_path / "capture", views=2)
+    content = json.loads((capture / "transforms.json").read_text())
+    for entry in (content, *content["frames"]):
+        for key in {"w", "h", "fl_x", "fl_y", "cx", "cy"} & entry.keys():
+            entry[key] *= 2
+    (capture / "transforms.json").write_text(json.dumps(content))
+    frames = find_frames(capture).frames
+    views = read_frames(frames, resolution=42)
+    save_scene(load_model("mini").reconstruct(views), views, tmp_path / "scene", frames=frames)
+    written, _ = read_transforms(tmp_path / "scene" / "transforms.json")
+    assert (written[0].height, written[0].width) == (56, 84)
+    assert torch.allclose(written[0].intrinsics[:2] * 2, frames[0].intrinsics[:2], rtol=1e-5)

@@ -187,6 +187,9 @@ BAD = {
     "frame 0: k4 without": {"k4": 0.1},
     "frame 0: mask_path: expected a file name": {"frame": {"mask_path": 3}},
     "no frames": {"frames": []},
+    "ply_file_path: expected a file name": {"ply_file_path": 5},
+    "frame 0: fl_y: expected a number": {"fl_y": 10**400},
+    "frame 0: transform_matrix is missing or": {"frame": {"transform_matrix": [[10**400] * 4] * 4}},
 }
 
 

@@ -240,7 +240,7 @@ def colmap_capture(source: Path, target: Path) -> None:
     from da3_splat.io.colmap import write_colmap
 
     shutil.copytree(source / "images", target / "images")
-    views = load_views(source)
+    views = load_views(source, resolution=84)
     write_colmap(
         target / "sparse" / "0", views.cameras, list(views.names), views.points.numpy(), views.point_colors.numpy()
     )

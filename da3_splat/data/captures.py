@@ -96,9 +96,8 @@ def _find(source: str | Path | Sequence[str | Path]) -> Capture:
     if model is None:
         return Capture([Frame(path=item) for item in list_images(path)])
     around = path if model == path / "sparse" or model.parent == path / "sparse" else model
-    candidates = [around / "images", around, around.parent / "images", around.parent.parent / "images"]
-    images = next((folder for folder in candidates if folder.is_dir() and folder.name == "images"), around)
-    return Capture(*colmap.read_colmap(model, images))
+    candidates = [around / "images", around, around.parent / "images", around.parent, around.parent.parent / "images"]
+    return Capture(*colmap.read_colmap(model, candidates))
 
 
 def _from_transforms(path: Path) -> Capture:

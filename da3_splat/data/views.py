@@ -142,7 +142,7 @@ def _read(frame: Frame, resolution: int) -> OneView:
             if mask is not None:
                 inside = inside & (undistort(mask[None].float(), frame)[0][0] >= 0.5)
             mask = None if bool(inside.all()) else inside
-    size = (frame.height, frame.width) if posed else (rgb.height, rgb.width)
+    size = (rgb.height, rgb.width)
     window = Window(*size, 0.0, 0.0, *map(float, size))
     focal = float("nan") if picture.focal is None else picture.focal * width / rgb.width
     return OneView(image, camera, mask, window, focal)

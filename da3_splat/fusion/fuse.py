@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
@@ -48,7 +49,10 @@ def agree(geometry: Geometry, views: Views, fixed: Tensor, config: FusionConfig)
     found = reach_consensus(geometry, views.images, fixed, config.consensus, usable_pixels(geometry, views, config))
     numbers = asdict(replace(found, geometry=None))
     del numbers["geometry"]
-    return found.geometry, {f"consensus_{name}": value for name, value in numbers.items()}
+    # Views that share nothing have no mean difference: None, which JSON can say.
+    return found.geometry, {
+        f"consensus_{name}": value if math.isfinite(value) else None for name, value in numbers.items()
+    }
 
 
 def fuse(
@@ -97,7 +101,9 @@ def usable_pixels(geometry: Geometry, views: Views, config: FusionConfig) -> Ten
         usable &= views.masks
     if geometry.sky is not None and config.sky == "drop":
         usable &= ~geometry.sky_mask
-    if geometry.confidence is not None and config.min_confidence > 0:
+    if config.min_confidence > 0:
+        if geometry.confidence is None:
+            raise ValueError("min_confidence: this model predicts no confidence to leave pixels out by")
         limit = torch.quantile(geometry.confidence.flatten(2), config.min_confidence, dim=2)
         usable &= geometry.confidence >= limit[..., None, None]
     if config.edge_limit is not None:

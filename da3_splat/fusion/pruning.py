@@ -26,6 +26,6 @@ def thinned(gaussians: Gaussians, count: int) -> Gaussians:
     total = gaussians.means.shape[1]
     if total <= count:
         return gaussians
-    keep = torch.linspace(0, total - 1, count, device=gaussians.means.device).round().long()
+    keep = torch.arange(count, device=gaussians.means.device) * (total - 1) // max(1, count - 1)
     kept = gaussians.select(keep)
     return replace(kept, scales=kept.scales * (total / count) ** 0.5)

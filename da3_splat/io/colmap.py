@@ -26,18 +26,22 @@ def find_model(folder: Path) -> Path | None:
     return None
 
 
-def read_colmap(model: Path, images: Path) -> tuple[list[Frame], np.ndarray, np.ndarray]:
+def read_colmap(model: Path, images: Path | list[Path]) -> tuple[list[Frame], np.ndarray, np.ndarray]:
     """Frames of the posed pictures by name, and the sparse points (P,3) with colours (P,3) in [0,1].
 
-    Binary or text, every camera model but EQUIRECTANGULAR.
+    Binary or text, every camera model but EQUIRECTANGULAR. Of several folders `images`, the first that holds the first
+    picture is where they are.
     """
     try:
         reconstruction = pycolmap.Reconstruction(str(model))
     except (RuntimeError, ValueError, OSError, MemoryError, IndexError) as error:
         raise ValueError(f"{model}: not a readable COLMAP model ({error})") from error
-    frames = frames_of(reconstruction, images)
-    if not frames:
+    names = sorted(image.name for image in reconstruction.images.values() if image.has_pose)
+    if not names:
         raise ValueError(f"{model}: no posed images in this COLMAP model")
+    folders = [images] if isinstance(images, Path) else images
+    folder = next((folder for folder in folders if _picture(folder, names[0]).is_file()), folders[0])
+    frames = frames_of(reconstruction, folder)
     return frames, *points_of(reconstruction)
 
 

@@ -19,10 +19,13 @@ def save_glb(points: np.ndarray, colors: np.ndarray, cameras: Cameras, path: str
         [(colors.clip(0, 1) * 255 + 0.5).astype(np.uint8), np.full((len(points), 1), 255, np.uint8)], 1
     )
     scene = trimesh.Scene()
-    scene.add_geometry(trimesh.PointCloud(points, colors=rgba), geom_name="points")
+    if len(points):
+        scene.add_geometry(trimesh.PointCloud(points, colors=rgba), geom_name="points")
     centers = cameras.centers[0].detach().double().cpu().numpy()
     spread = np.linalg.norm(centers - centers.mean(axis=0), axis=1).max()
-    size = 0.1 * spread if spread > 0 else 0.1 * float(np.median(np.linalg.norm(points - centers[0], axis=1)) or 1.0)
+    if spread == 0 and len(points):
+        spread = float(np.median(np.linalg.norm(points - centers[0], axis=1)))
+    size = 0.1 * (spread or 1.0)
     lines = np.concatenate([_frustum(cameras, view, size) for view in range(len(centers))])
     scene.add_geometry(trimesh.load_path(lines), geom_name="cameras")
     scene.apply_transform(AXES)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
+import zipfile
+import zlib
 from pathlib import Path
 
 import torch
@@ -11,9 +12,13 @@ from torch import Tensor
 
 from da3_splat.geometry.poses import intrinsics_matrix
 from da3_splat.io.files import replacing
-from da3_splat.io.frames import Frame, Lens
+from da3_splat.io.frames import Frame, Lens, PictureFile
 from da3_splat.types import Cameras
 
+# What a broken file, or a broken archive around it, is known to raise.
+UNREADABLE = (ValueError, OSError, RecursionError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)
+LARGEST_FILE = 256 << 20  # bytes of JSON
+LARGEST_NUMBER = 1e30  # beyond, float32 has no room for it
 PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
 
 
@@ -35,19 +40,16 @@ def read_transforms(path: str | Path) -> tuple[list[Frame], Path | None]:
     The frame of the file is kept (`applied_transform` is not undone). ValueError names what is wrong, and where.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text())
-        frames = content["frames"]
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    except (KeyError, TypeError):
-        raise ValueError(f"{path}: no list of frames") from None
+    content = load_json(path)
+    frames = content.get("frames") if isinstance(content, dict) else None
+    if frames is None:
+        raise ValueError(f"{path}: no list of frames")
     if not isinstance(frames, list) or not frames:
         raise ValueError(f"{path}: no frames")
     folder = path.parent
     points = content.get("ply_file_path")
+    if points is not None and not isinstance(points, str):
+        raise ValueError(f"{path}: ply_file_path: expected a file name, got {points!r:.80}")
     return [_frame(folder, content, frame, f"{path}: frame {i}") for i, frame in enumerate(frames)], (
         _inside(folder, points, str(path)) if points else None
     )
@@ -58,27 +60,14 @@ def _frame(folder: Path, shared: dict, frame: dict, where: str) -> Frame:
         raise ValueError(f"{where}: no file_path")
 
     def number(name: str, default: float | None = None) -> float:
-        value = frame.get(name, shared.get(name, default))
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"{where}: {name}: expected a number, got {value!r}")
-        return float(value)
+        return json_number(frame.get(name, shared.get(name, default)), f"{where}: {name}")
 
     width, height = int(number("w")), int(number("h"))
     fx = number("fl_x")
     fy = number("fl_y", fx)
     if min(width, height) <= 0 or fx <= 0 or fy <= 0:
         raise ValueError(f"{where}: expected positive w, h, fl_x, fl_y, got {width}, {height}, {fx}, {fy}")
-    try:
-        matrix = torch.tensor(frame["transform_matrix"], dtype=torch.float64)
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{where}: transform_matrix is missing or not a matrix of numbers") from None
-    if matrix.shape == (3, 4):
-        matrix = torch.cat([matrix, matrix.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
-    if matrix.shape != (4, 4) or not bool(matrix.isfinite().all()):
-        raise ValueError(f"{where}: transform_matrix: expected 4x4 finite numbers")
-    rotation = matrix[:3, :3]
-    if (rotation @ rotation.T - torch.eye(3, dtype=torch.float64)).abs().max() > 1e-3 or torch.linalg.det(rotation) < 0:
-        raise ValueError(f"{where}: transform_matrix: its rotation is not a rotation")
+    matrix = rigid_matrix(frame.get("transform_matrix"), where)
     values = [fx, fy, number("cx", width / 2), number("cy", height / 2)]
     kind = frame.get("camera_model", shared.get("camera_model", "OPENCV"))
     mask = frame.get("mask_path")
@@ -95,6 +84,52 @@ def _frame(folder: Path, shared: dict, frame: dict, where: str) -> Frame:
             kind, values, [number(name, 0.0) for name in ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")], where
         ),
     )
+
+
+def load_json(path: PictureFile):
+    """What a JSON file (or one in a zip) holds; ValueError where it is none, or larger than 256 MB."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST_FILE + 1)
+        if len(data) > LARGEST_FILE:
+            raise ValueError(f"larger than {LARGEST_FILE >> 20} MB")
+        return json.loads(data)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (
+        ValueError,
+        OSError,
+        RecursionError,
+        EOFError,
+        NotImplementedError,
+        zlib.error,
+        zipfile.BadZipFile,
+    ) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+
+
+def json_number(value: object, where: str) -> float:
+    """A finite number; ValueError names what came instead."""
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not plain or not abs(value) < LARGEST_NUMBER:
+        raise ValueError(f"{where}: expected a number, got {value!r:.80}")
+    return float(value)
+
+
+def rigid_matrix(value: object, where: str) -> Tensor:
+    """A rigid 4x4 float64 matrix of the 3x4 or 4x4 lists of a transform_matrix."""
+    try:
+        matrix = torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"{where}: transform_matrix is missing or not a matrix of numbers") from None
+    if matrix.shape == (3, 4):
+        matrix = torch.cat([matrix, matrix.new_tensor([[0.0, 0.0, 0.0, 1.0]])])
+    if matrix.shape != (4, 4) or not bool(matrix.isfinite().all()):
+        raise ValueError(f"{where}: transform_matrix: expected 4x4 finite numbers")
+    rotation = matrix[:3, :3]
+    if (rotation @ rotation.T - torch.eye(3, dtype=torch.float64)).abs().max() > 1e-3 or torch.linalg.det(rotation) < 0:
+        raise ValueError(f"{where}: transform_matrix: its rotation is not a rotation")
+    return matrix
 
 
 def _lens(kind: str, pinhole: list[float], distortion: list[float], where: str) -> Lens | None:
@@ -125,22 +160,29 @@ def _inside(folder: Path, name: str, where: str) -> Path:
 
 
 def write_transforms(
-    path: str | Path, cameras: Cameras | list[Cameras], names: list[str], points: str | None = None
+    path: str | Path,
+    cameras: Cameras | list[Cameras],
+    names: list[str],
+    points: str | None = None,
+    masks: list[str | None] | None = None,
 ) -> None:
-    """Write cameras of the pictures `names` (relative to the folder of `path`); `points` is a PLY's name.
+    """Write cameras of the pictures `names` (relative to the folder of `path`); `points` is a PLY's name,
+    `masks` name the pictures' masks (None: it has none).
 
     `cameras` are (1,V), or a list of V cameras (1,1) of pictures of different size. What all frames share stands once,
     at the top, where every reader looks for it.
     """
     single = [cameras.select([i]) for i in range(len(names))] if isinstance(cameras, Cameras) else cameras
     frames = []
-    for name, camera in zip(names, single):
+    for name, mask, camera in zip(names, masks or [None] * len(names), single):
         k = camera.intrinsics[0, 0].double()
         lens = {"fl_x": k[0, 0].item(), "fl_y": k[1, 1].item(), "cx": k[0, 2].item(), "cy": k[1, 2].item()}
         pose = world_to_camera_to_opengl(camera.world_to_camera[0, 0].double())
         frames.append(
             {"file_path": name, "w": camera.width, "h": camera.height, **lens, "transform_matrix": pose.tolist()}
         )
+        if mask is not None:
+            frames[-1]["mask_path"] = mask
     shared = {key: frames[0][key] for key in ("w", "h", "fl_x", "fl_y", "cx", "cy")}
     shared = {key: value for key, value in shared.items() if all(frame[key] == value for frame in frames)}
     content: dict = {"camera_model": "OPENCV", **shared, "k1": 0.0, "k2": 0.0, "p1": 0.0, "p2": 0.0}

@@ -16,6 +16,7 @@ SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 SMALL_WIDTH = 96  # pixels of the grey pictures on which sharpness and motion are measured
 TILES = (4, 6)  # rows and columns of tiles whose motion is measured
 MAX_CANDIDATES_PER_SECOND = 15.0
+MOST_FRAMES = 200  # where nobody says how many: they are held in memory, 6 MB each at 1920x1080
 
 
 def read_video(
@@ -24,7 +25,7 @@ def read_video(
     max_views: int | None = None,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
 ) -> list[Frame]:
-    """Frames of a video, `fps` a second on average and `max_views` at most, as pictures in memory.
+    """Frames of a video, `fps` a second on average and `max_views` (200) at most, as pictures in memory.
 
     They are spread evenly over the camera's motion, not over time (a camera that rests gives few), and each is the
     sharpest of its neighbourhood. The video is decoded twice, one frame at a time: first for small grey pictures of up
@@ -44,7 +45,7 @@ def read_video(
         previous = small
     duration = times[-1][1] - times[0][1] + (times[-1][1] - times[0][1]) / max(1, len(times) - 1)
     count = max(1, round(duration * fps)) if len(times) > 1 else 1
-    chosen = choose_frames(np.array(motion), np.array(sharpness), min(count, max_views or count))
+    chosen = choose_frames(np.array(motion), np.array(sharpness), min(count, max_views or MOST_FRAMES))
     wanted = {times[i][0] for i in chosen}
     return [
         Frame(path=path, label=f"{path.stem}_{index:06d}.png", picture=_upright(frame))

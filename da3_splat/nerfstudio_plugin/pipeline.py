@@ -69,7 +69,10 @@ class Da3SplatPipeline(VanillaPipeline):
             size = snapped_size(*image.shape[1:], self.config.resolution)
             image = interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
             camera = from_nerfstudio(dataset.cameras[index : index + 1]).to("cpu").resized(*size)
-            reads.append(OneView(image, camera))
+            mask = pictures[index].get("mask")
+            if mask is not None:
+                mask = interpolate(mask.float().cpu()[None, None, ..., 0], size, mode="area")[0, 0] >= 0.5
+            reads.append(OneView(image, camera, mask))
         metadata = self.datamanager.train_dataparser_outputs.metadata
         points, colors = metadata.get("points3D_xyz"), metadata.get("points3D_rgb")
         return join_views(

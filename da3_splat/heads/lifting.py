@@ -121,8 +121,7 @@ def lift_released(raw: Tensor, geometry: Geometry, given: Cameras | None = None)
     camera_to_world = cameras.camera_to_world.clone()
     depth = geometry.depth[..., None] + depth_offset
     if given is not None:
-        centers = cameras.centers if geometry.camera_encoding is None else geometry.camera_encoding[..., :3]
-        factor = umeyama(centers.double(), given.centers.double()).scale.clamp(1 / 3, 3).float()
+        factor = umeyama(cameras.centers.double(), given.centers.double()).scale.clamp(1 / 3, 3).float()
         camera_to_world[..., :3, 3] *= factor[:, None, None]
         depth = depth * factor[:, None, None, None, None]
     pixels = pixel_grid(height, width, depth)

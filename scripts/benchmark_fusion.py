@@ -114,7 +114,9 @@ def naive(geometry: Geometry, images: torch.Tensor) -> Gaussians:
 
 @torch.no_grad()
 def fused(geometry: Geometry, images: torch.Tensor, fixed: bool, config: FusionConfig) -> tuple[Gaussians, dict]:
-    """Our fusion of plainly lifted pixels, with its report and seconds."""
+    """Our fusion of plainly lifted pixels, with its report, seconds, and MB of memory that it took at its peak."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget earlier peaks
+    held = peak_mb()
     views, began = Views(images=images), time.perf_counter()
     poses = torch.full((images.shape[1],), fixed)
     geometry, agreement = agree(geometry, views, poses, config)
@@ -123,7 +125,12 @@ def fused(geometry: Geometry, images: torch.Tensor, fixed: bool, config: FusionC
         return plain(geometry.select([view]), images[:, [view]])
 
     gaussians, counts = fuse(geometry, views, of_view, config)
-    return gaussians, {**agreement, **counts, "seconds": time.perf_counter() - began}
+    return gaussians, {**agreement, **counts, "seconds": time.perf_counter() - began, "mb": peak_mb() - held}
+
+
+def peak_mb() -> float:
+    """Peak memory of this process so far."""
+    return float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def true_geometry(worlds: int, numbers: dict, missed: list[str]) -> None:
@@ -156,16 +163,17 @@ def disturbed_geometry(name: str, worlds: list[World], numbers: dict, missed: li
             exact = fused(world.truth.select(chosen), images, True, FusionConfig(consensus=None))[0]
             scores = [score(g, world.targets, world.mask) for g in (concatenated, gaussians, exact)]
             share = gaussians.means.shape[1] / concatenated.means.shape[1]
-            rows.append([*scores, share, report["seconds"], float(report["consensus_accepted"])])
-        before, after, bound, share, seconds, accepted = torch.tensor(rows).mean(dim=0).tolist()
+            rows.append([*scores, share, report["seconds"], report["mb"], float(report["consensus_accepted"])])
+        before, after, bound, share, seconds, mb, accepted = torch.tensor(rows).mean(dim=0).tolist()
         print(
             f"{name:10}{count:5} views{before:9.2f} dB side by side{after:9.2f} dB fused{bound:9.2f} dB fused truth"
-            f"{100 * share:6.0f} % of the Gaussians{seconds / count:7.2f} s a view, accepted {100 * accepted:.0f} %",
+            f"{100 * share:6.0f} % of the Gaussians{seconds / count:7.2f} s and {mb / count:.0f} MB a view, "
+            f"accepted {100 * accepted:.0f} %",
             flush=True,
         )
         means[count] = {
             "side_by_side_db": before, "fused_db": after, "fused_truth_db": bound, "gaussians_ratio": share,
-            "seconds_per_view": seconds / count,
+            "seconds_per_view": seconds / count, "mb_per_view": mb / count,
         }  # fmt: skip
         if after < before:
             missed.append(f"{name}, {count} views: fused is {before - after:.2f} dB below side by side")

@@ -213,11 +213,12 @@ def main(settings: Settings) -> None:
                     missed.append(f"{views} views {speed:.2f}x < {DEMANDED_SPEED}x")
                 if rays["seconds"] > 1.05 * theirs["seconds"]:
                     missed.append(f"{views} views with rays are slower")
-    low, high = 1, max(plan["da3-small"])
-    per_view = [(growth["da3-small", high][i] - growth["da3-small", low][i]) / (high - low) for i in (0, 1)]
-    print(f"memory per further view (da3-small): ours {per_view[0]:.0f} MB, theirs {per_view[1]:.0f} MB")
-    if settings.official and per_view[0] > 0.5 * per_view[1]:
-        missed.append("memory per view is more than half of theirs")
+    for high in (8, max(plan["da3-small"])):
+        rise = [(growth["da3-small", high][i] - growth["da3-small", 1][i]) / (high - 1) for i in (0, 1)]
+        print(f"memory per further view (da3-small, 1 to {high}): ours {rise[0]:.0f} MB, theirs {rise[1]:.0f} MB")
+        # From 8 views on the official heads run in chunks, too; the demand is on 1 to 8, as that on speed.
+        if high == 8 and settings.official and rise[0] > 0.5 * rise[1]:
+            missed.append("memory per view is more than half of theirs")
     plain, timm_time = (in_own_process(settings, kind, "da3-small", 1, 7)["seconds"] for kind in ("vit", "timm"))
     print(f"one view through the plain transformer: {plain / timm_time:.2f} of timm's time")
     for kind in ("bf16", "compiled"):

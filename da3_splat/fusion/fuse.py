@@ -23,7 +23,8 @@ Progress = Callable[[str], Callable[[Iterable], Iterable]]
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """What is done to the Gaussians of many views. The defaults are the best of scripts/benchmark_fusion.py."""
+    """What is done to the Gaussians of many views. The defaults were found on a few other synthetic worlds, by hand;
+    `scripts/benchmark_fusion.py --only ablation` changes them one at a time."""
 
     consensus: ConsensusConfig | None = ConsensusConfig()
     merge: MergeConfig | None = MergeConfig()

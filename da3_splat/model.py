@@ -115,9 +115,8 @@ class Da3Splat(nn.Module):
             geometry, features, report = self._monocular_geometry(views)
             raw = geometry
         seen = time.perf_counter()
-        unposed = report["poses"] == "da3"
-        known = torch.zeros_like(geometry.depth[0, :, 0, 0], dtype=torch.bool)
-        fixed = known if unposed else known_poses(views.cameras or geometry.cameras)[0]
+        unposed = views.cameras is None and self.network.predicts_cameras
+        fixed = known_poses(views.cameras or geometry.cameras)[0] & (not unposed)
         geometry, agreement = agree(geometry, views, fixed, fusion)
         if unposed:
             geometry = at_origin(geometry, int(features.reference[0]))
@@ -187,15 +186,13 @@ class Da3Splat(nn.Module):
         """
         features, images, geometry = features.select([view]), images[:, [view]], geometry.select([view])
         if self.gs_head.rules == "exact":
-            gaussians = self.gs_head(features, images, geometry, rays=rays)
-        else:
-            raw = raw.select([view])
-            ratio = (geometry.depth / raw.depth).flatten(1)
-            scale = ratio.median(dim=1).values
-            motion = camera_similarity(raw.cameras, geometry.cameras, scale)
-            gaussians = transform_gaussians(motion, self.gs_head(features, images, raw))
-            gaussians = scaled_about(gaussians, geometry.cameras.centers, ratio / scale[:, None])
-        return replace(gaussians, source_view=torch.full_like(gaussians.source_view, view))
+            return self.gs_head(features, images, geometry, rays=rays)
+        raw = raw.select([view])
+        ratio = (geometry.depth / raw.depth).flatten(1)
+        scale = ratio.median(dim=1).values
+        motion = camera_similarity(raw.cameras, geometry.cameras, scale)
+        gaussians = transform_gaussians(motion, self.gs_head(features, images, raw))
+        return scaled_about(gaussians, geometry.cameras.centers, ratio / scale[:, None])
 
 
 def create_model(preset: str, rules: str = "exact", sh_degree: int | None = None, head: str | None = None) -> Da3Splat:

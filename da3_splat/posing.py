@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,13 +15,12 @@ import torch
 from da3_splat.data.captures import find_frames
 from da3_splat.data.views import read_frames
 from da3_splat.export import export_scene
+from da3_splat.fusion.fuse import Progress
 from da3_splat.io.frames import Frame
 from da3_splat.io.ply import save_points
 from da3_splat.io.transforms_json import write_transforms
 from da3_splat.model import load_model
 from da3_splat.scene_folder import original_cameras, picture_names, save_scene, write_original
-
-Progress = Callable[[str], Callable[[Iterable], Iterable]]
 
 
 def posed_capture(

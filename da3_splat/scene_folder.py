@@ -79,9 +79,8 @@ def load_scene(folder: str | Path) -> tuple[Scene, Views]:
         masks.append(None if frame.mask is None else _in_window(read_image(frame.mask, upright=False), window, size)[0])
     kept = None
     if any(mask is not None for mask in masks):
-        kept = torch.stack([torch.ones(size, dtype=torch.bool) if mask is None else mask >= 128 for mask in masks])[
-            None
-        ]
+        everything = torch.full(size, 255.0)
+        kept = torch.stack([everything if mask is None else mask for mask in masks])[None] >= 128
     views = Views(
         images=torch.stack(images)[None],
         cameras=geometry.cameras,

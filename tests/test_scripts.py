@@ -37,7 +37,14 @@ def test_parity_script(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["train_mini.py", "train_mini_head.py", "benchmark_rasterizer.py", "benchmark_network.py", "check_parity.py"],
+    [
+        "train_mini.py",
+        "train_mini_head.py",
+        "benchmark_rasterizer.py",
+        "benchmark_network.py",
+        "benchmark_fusion.py",
+        "check_parity.py",
+    ],
 )
 def test_help(name):
     assert "usage" in run(name, "--help")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import re
 import zipfile
-import zlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -30,7 +29,6 @@ HASH = re.compile(r"[0-9a-f]{64}")
 PART = re.compile(r"\d+K")  # folders of a thousand scenes
 FILE = "transforms.json"
 LARGEST_END = 65_557  # bytes within which the end record of a zip stands
-BROKEN_ARCHIVE = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what reading a member may raise
 
 
 @dataclass(frozen=True)
@@ -203,8 +201,6 @@ def _size(pictures: dict[str, PictureFile], problems: list[str]) -> tuple[int, i
             return picture_size(path)
         except ValueError as error:
             problems.append(str(error))
-        except BROKEN_ARCHIVE as error:
-            problems.append(f"{path}: not readable in its archive ({error}); download it again")
     raise ValueError(problems[0])
 
 

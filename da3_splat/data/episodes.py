@@ -23,12 +23,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from da3_splat.data.loading import load_covering
 from da3_splat.data.view_selection import bounded_gap_views, farthest_point_views
+from da3_splat.data.views import PATCH
 from da3_splat.io.frames import Frame
 from da3_splat.types import Cameras, Views
 
 logger = logging.getLogger(__name__)
 
-PATCH = 14
 MAX_ATTEMPTS = 100  # unreadable scenes in a row: then the data is not there
 UNREADABLE = (ValueError, OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 

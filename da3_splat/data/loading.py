@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch.nn.functional import interpolate
 
-from da3_splat.data.views import PATCH, read_frames, snapped_size
+from da3_splat.data.views import PATCH, OneView, join_views, read_frames, snapped_size
 from da3_splat.io.frames import Frame
-from da3_splat.types import Cameras, Views
+from da3_splat.types import Views
 
 
 def load_covering(frames: Sequence[Frame], height: int, width: int) -> Views:
@@ -25,22 +24,10 @@ def load_covering(frames: Sequence[Frame], height: int, width: int) -> Views:
             raise ValueError(f"{frame.path}: has no camera")
         resolution = _covering_resolution(frame.height, frame.width, height, width)
         parts.append(cover(read_frames([frame], points=None, colors=None, resolution=resolution), height, width))
-    cameras = Cameras(
-        world_to_camera=torch.cat([part.cameras.world_to_camera for part in parts], dim=1),
-        intrinsics=torch.cat([part.cameras.intrinsics for part in parts], dim=1),
-        height=height,
-        width=width,
-    )
-    masks = None
-    if any(part.masks is not None for part in parts):
-        whole = torch.ones(1, 1, height, width, dtype=torch.bool)
-        masks = torch.cat([whole if part.masks is None else part.masks for part in parts], dim=1)
-    return Views(
-        images=torch.cat([part.images for part in parts], dim=1),
-        cameras=cameras,
-        names=tuple(frame.name for frame in frames),
-        masks=masks,
-    )
+    reads = [
+        OneView(part.images[0, 0], part.cameras, None if part.masks is None else part.masks[0, 0]) for part in parts
+    ]
+    return join_views(reads, tuple(frame.name for frame in frames))
 
 
 def _covering_resolution(rows: int, columns: int, height: int, width: int) -> int:

@@ -174,9 +174,7 @@ class _Scene:
         normal = torch.zeros(self.views, size, self.views, size, dtype=torch.float64)
         right = torch.zeros(self.views, size, dtype=torch.float64)
         looks = [self.look(state, chunk, self.pixels, self.chosen) for chunk in pairs.split(16)]
-        near = (
-            torch.cat([(look.weight * (look.depth_residual.abs() < self.config.gate)).flatten() for look in looks]) > 0
-        )
+        near = torch.cat([(look.weight > 0) & (look.depth_residual.abs() < config.gate) for look in looks]).flatten()
         if not bool(near.any()):
             return state
         color_scale = torch.cat([look.color_residual.norm(dim=-1).flatten() for look in looks])[near].median()

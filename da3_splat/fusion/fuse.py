@@ -70,15 +70,20 @@ def fuse(
     """
     usable = usable_pixels(geometry, views, config)
     count = geometry.depth.shape[1]
+
+    def of_view(view: int) -> Gaussians:
+        gaussians = gaussians_of_view(view)
+        return replace(gaussians, source_view=torch.full_like(gaussians.opacities, view, dtype=torch.long))
+
     report: dict[str, object] = {"pixels": geometry.depth.numel()}
     if config.merge is not None and count > 1:
-        gaussians, counts = merge(geometry, gaussians_of_view, config.merge, usable, progress("merging"))
+        gaussians, counts = merge(geometry, of_view, config.merge, usable, progress("merging"))
         report |= {f"dropped_{name}": getattr(counts, name) for name in ("invalid", "redundant", "floating")}
         report["merge_tolerance"] = counts.tolerance
     else:
         parts = []
         for view in progress("lifting")(range(count)):
-            parts.append(gaussians_of_view(view).select(torch.nonzero(usable[0, view].flatten())[:, 0]))
+            parts.append(of_view(view).select(torch.nonzero(usable[0, view].flatten())[:, 0]))
         gaussians = Gaussians.concatenate(parts)
         report["dropped_invalid"] = int((~usable).sum())
     merged = gaussians.means.shape[1]

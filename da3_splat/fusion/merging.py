@@ -134,9 +134,10 @@ class SurfaceMaps:
         """How far depths of one spot may differ here, from how far those of some hundred pixels a view do."""
         found = []
         for view in range(len(self.depth)):
-            pixels = torch.arange(0, self.depth[view].numel(), max(1, self.depth[view].numel() // 400))
+            points, valid = self._points(view)
+            every = max(1, len(valid) // 400)
             for other in self._others(view, config)[:4]:
-                look = self._look(view, other, pixels)
+                look = self._look(points[:, ::every], valid[::every], other)
                 found.append(look.apart[look.inside & (look.apart.abs() < 0.3)].abs())
         found = torch.cat(found) if found else self.depth.new_zeros(0)
         typical = 3 * float(found.median()) if len(found) else 0.0
@@ -145,16 +146,16 @@ class SurfaceMaps:
     def spots(self, view: int, config: MergeConfig, tolerance: float) -> Spots:
         """Compare the pixels of one view with all its neighbours."""
         rank, shape = self.rank[view].flatten(), self.depth.shape[1:]
+        points, valid = self._points(view)
         better, through, total = torch.zeros_like(rank), torch.zeros_like(rank), torch.zeros_like(rank)
         seen_by = torch.ones_like(rank)
         for other in self._others(view, config):
-            look = self._look(view, other)
+            look = self._look(points, valid, other)
             same = look.inside & (look.apart.abs() < tolerance)
             through += look.inside & (look.apart > config.clearance * tolerance)
             better += same & ((look.rank < rank) | ((look.rank == rank) & (other < view)))
             total += torch.where(same, look.apart, torch.zeros_like(look.apart))
             seen_by += same
-        valid = self.valid[view].flatten()
         floating = valid & (through >= seen_by + config.floating_margin)
         redundant = valid & ~floating & (better >= config.copies)
         return Spots(
@@ -168,13 +169,14 @@ class SurfaceMaps:
     def _others(self, view: int, config: MergeConfig) -> list[int]:
         return [other for other in self.order[view].tolist() if other != view][: config.neighbours]
 
-    def _look(self, view: int, other: int, pixels: Tensor | None = None) -> _Look:
-        """What `other` shows where it sees the pixels (N indices in row order, None: all) of `view`."""
+    def _points(self, view: int) -> tuple[Tensor, Tensor]:
+        """The points (1,H*W,3) of one view in the world, and which of them count (H*W)."""
+        points = unproject(self.depth[None, view : view + 1], self.cameras.select([view]))
+        return points.reshape(1, -1, 3), self.valid[view].flatten()
+
+    def _look(self, points: Tensor, valid: Tensor, other: int) -> _Look:
+        """What view `other` shows where it sees points (1,N,3), of which `valid` (N) count."""
         height, width = self.depth.shape[1:]
-        points = unproject(self.depth[None, view : view + 1], self.cameras.select([view])).reshape(1, -1, 3)
-        points = points if pixels is None else points[:, pixels]
-        valid = self.valid[view].flatten()
-        valid = valid if pixels is None else valid[pixels]
         seen, z = project(points, self.cameras.select([other]))
         seen, z = seen[0, 0], z[0, 0]
         inside = valid & (z > 0) & (seen >= 0).all(dim=-1) & (seen[:, 0] < width) & (seen[:, 1] < height)

@@ -12,7 +12,6 @@ from PIL import Image
 from da3_splat.io.files import replacing
 from da3_splat.io.frames import Frame
 
-SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
 SMALL_WIDTH = 96  # pixels of the grey pictures on which sharpness and motion are measured
 TILES = (4, 6)  # rows and columns of tiles whose motion is measured
 MAX_CANDIDATES_PER_SECOND = 15.0

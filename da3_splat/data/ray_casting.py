@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -15,6 +16,7 @@ RAYS_AT_ONCE = 1 << 15  # on a CPU
 SPHERE, BOX, CYLINDER = range(3)
 NOISE, CHECKS, STRIPES, PLAIN, CELLS, PHOTO = range(6)  # kinds of texture
 FLOOR = 4  # the face of the room below
+PRIMES, SALT = (374761393, 668265263, 1274126177), 974711  # for hashing lattice points in wrapping int32
 
 
 @dataclass(frozen=True)
@@ -60,35 +62,42 @@ def cast(worlds: Worlds, origins: Tensor, directions: Tensor, shade: bool = True
     """Cast rays (B,V,H,W,3). Where there is sky, the distance is 0."""
     shape = directions.shape[:-1]
     origins, directions = origins.flatten(1, 3), directions.flatten(1, 3)
-    size = max(1, RAYS_AT_ONCE // shape[0]) if directions.device.type == "cpu" else directions.shape[1]
-    parts = [
-        _cast(worlds, origins[:, start : start + size], directions[:, start : start + size], shade)
-        for start in range(0, directions.shape[1], size)
-    ]
-    distance, sky, normal = (torch.cat([part[i] for part in parts], dim=1) for i in range(3))
-    color = torch.cat([part[3] for part in parts], dim=1).reshape(*shape, 3) if shade else None
-    return Hits(distance.reshape(shape), sky.reshape(shape), normal.reshape(*shape, 3), color)
+    rays = directions.shape[1]
+    on_cpu = directions.device.type == "cpu"
+    size = max(1, RAYS_AT_ONCE // shape[0]) if on_cpu else rays
+
+    def part(start: int) -> tuple[Tensor, ...]:
+        some = slice(start, start + size)
+        return _cast(worlds, origins[:, some], directions[:, some], shade)
+
+    # A part is so small that its temporaries stay in the cache; torch would use one core for it, so parts share them.
+    with ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1) as pool:
+        parts = list(pool.map(part, range(0, rays, size)))
+    distance, sky, normal, *color = (torch.cat(pieces, dim=1).reshape(*shape, -1) for pieces in zip(*parts))
+    return Hits(distance[..., 0], sky[..., 0], normal, color[0] if shade else None)
 
 
-def _cast(worlds: Worlds, origins: Tensor, directions: Tensor, shade: bool):
-    room_distance, room_face, room_normal = _room_hit(worlds, origins, directions)
-    distance, item = _nearest_object(worlds, origins, directions)
-    in_room = room_distance < distance
-    distance = torch.where(in_room, room_distance, distance)
-    sky = in_room & worlds.open[:, None] & (room_face != FLOOR)
-    points = origins + distance[..., None] * directions
-    local, normal = _surface(worlds, item, points)
-    normal = torch.where(in_room[..., None], room_normal, normal)
-    color = None
-    if shade:
-        surface = torch.where(in_room, room_face, item + FACES)
-        color = _texture(worlds, surface, torch.where(in_room[..., None], points, local))
-        color = color * _light(worlds, points, normal)
-        up = -normalize(directions, dim=-1)[..., 1:2].clamp(-1, 0)
-        horizon = worlds.color_a[:, :1] * 0.3 + 0.6
-        sky_color = horizon * (1 - up) + up * color.new_tensor([0.35, 0.55, 0.9])
-        color = torch.where(sky[..., None], sky_color, color).clamp(0, 1)
-    return torch.where(sky, torch.zeros_like(distance), distance), sky, normal, color
+def _cast(worlds: Worlds, origins: Tensor, directions: Tensor, shade: bool) -> tuple[Tensor, ...]:
+    """Distance (B,R,1), sky (B,R,1), normal (B,R,3) and, where wanted, colour (B,R,3) of rays (B,R,3)."""
+    batch, rays = directions.shape[:2]
+    distance, surface, normal = _room_hit(worlds, origins, directions)
+    ray, item, enter, local, object_normal = _object_hits(worlds, origins, directions, distance)
+    distance.view(-1)[ray] = enter
+    surface.view(-1)[ray] = item + FACES
+    normal.view(-1, 3)[ray] = object_normal
+    sky = (worlds.open[:, None] & (surface < FACES) & (surface != FLOOR))[..., None]
+    distance = distance[..., None]
+    seen = distance.masked_fill(sky, 0)
+    if not shade:
+        return seen, sky, normal
+    points = origins + distance * directions
+    at = points.clone()
+    at.view(-1, 3)[ray] = local
+    color = _texture(worlds, surface, at) * _light(worlds, points, normal)
+    up = -normalize(directions, dim=-1)[..., 1:2].clamp(-1, 0)
+    horizon = worlds.color_a[:, :1] * 0.3 + 0.6
+    sky_color = horizon * (1 - up) + up * color.new_tensor([0.35, 0.55, 0.9])
+    return seen, sky, normal, torch.where(sky, sky_color, color).clamp(0, 1)
 
 
 def _light(worlds: Worlds, points: Tensor, normal: Tensor) -> Tensor:
@@ -116,54 +125,77 @@ def _room_hit(worlds: Worlds, origins: Tensor, directions: Tensor) -> tuple[Tens
     return distance, face, normal
 
 
-def _nearest_object(worlds: Worlds, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-    """The nearest object along rays (B,R,3): distance (FAR where none) and its index (0 where none)."""
-    best = torch.full_like(directions[..., 0], FAR)
-    index = torch.zeros_like(best, dtype=torch.long)
-    for item in range(OBJECTS):
-        turn, half, shape = worlds.turn[:, item], worlds.size[:, None, item], worlds.shape[:, item, None]
-        o = (origins - worlds.center[:, None, item]) @ turn.transpose(1, 2)
-        d = directions @ turn.transpose(1, 2)
-        # Every shape is what a quadric and three slabs share: a sphere is cut by no slab, a box by no quadric.
-        upright = (shape == CYLINDER)[..., None]
-        flat = torch.where(upright, o.new_tensor([1.0, 0.0, 1.0]), o.new_ones(3))
-        a, b = (d * d * flat).sum(-1).clamp_min(1e-12), (o * d * flat).sum(-1)
-        root = b * b - a * ((o * o * flat).sum(-1) - half[..., 0].square())
-        reach, inverse_a = root.clamp_min(0).sqrt(), 1 / a
-        is_box = shape == BOX
-        enter_round = torch.where(is_box, -FAR, torch.where(root <= 0, FAR, (-b - reach) * inverse_a))
-        leave_round = torch.where(is_box, FAR, torch.where(root <= 0, -FAR, (-b + reach) * inverse_a))
-        slab = torch.where(is_box[..., None] | (upright & (flat == 0)), half, FAR)
-        inverse = 1 / torch.where(d.abs() < 1e-9, 1e-9, d)
-        middle, width = -o * inverse, slab * inverse.abs()
-        enter = torch.maximum(enter_round, (middle - width).amax(dim=-1))
-        leave = torch.minimum(leave_round, (middle + width).amin(dim=-1))
-        closer = (enter < leave) & (enter > 1e-3) & (enter < best)
-        best = torch.where(closer, enter, best)
-        index = torch.where(closer, item, index)
-    return best, index
+def _object_hits(worlds: Worlds, origins: Tensor, directions: Tensor, limit: Tensor) -> tuple[Tensor, ...]:
+    """The nearest object along those of rays (B,R,3) that meet one within `limit` (B,R), for M of them: the ray (M) as
+    its place among all B*R, the object's index (M), distance (M), point (M,3) in the object's frame and outward normal
+    (M,3) in the world."""
+    rays = directions.shape[1]
+    world, ray, item = _near_pairs(worlds, origins, directions).nonzero().unbind(-1)
+    flat_ray, flat_item = world * rays + ray, world * OBJECTS + item
+    # All objects' frames at once are one matrix product; a pair takes its three numbers out of it.
+    axes = worlds.turn.flatten(1, 2).transpose(1, 2)
+    middle = torch.einsum("boij,boj->boi", worlds.turn, worlds.center).flatten(0, 1)
+    o = (origins @ axes).unflatten(-1, (OBJECTS, 3))[world, ray, item] - middle[flat_item]
+    d = (directions @ axes).unflatten(-1, (OBJECTS, 3))[world, ray, item]
+    half, shape = worlds.size.flatten(0, 1)[flat_item], worlds.shape.flatten(0, 1)[flat_item]
+    enter, leave = _crossing(o, d, half, shape)
+    enter = torch.where((enter < leave) & (enter > 1e-3), enter, FAR)
+    best = limit.flatten().scatter_reduce(0, flat_ray, enter, "amin")
+    first = (enter == best[flat_ray]) & (enter < limit.flatten()[flat_ray])
+    flat_ray, flat_item, item, enter = flat_ray[first], flat_item[first], item[first], enter[first]
+    local = o[first] + enter[:, None] * d[first]
+    normal = _local_normal(local, half[first], shape[first])
+    normal = (normal[:, :, None] * worlds.turn.flatten(0, 1)[flat_item]).sum(dim=1)
+    return flat_ray, item, enter, local, normal
 
 
-def _surface(worlds: Worlds, item: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (B,R,3) in the frame of their object (B,R), and its outward normal there in the world."""
-    batch = torch.arange(len(item), device=item.device)[:, None]
-    turn, half, shape = worlds.turn[batch, item], worlds.size[batch, item], worlds.shape[batch, item][..., None]
-    local = (turn @ (points - worlds.center[batch, item])[..., None])[..., 0]
+def _near_pairs(worlds: Worlds, origins: Tensor, directions: Tensor) -> Tensor:
+    """(B,R,O) bool: rays that pass through the sphere around an object. Few do, and only those are looked at."""
+    half, shape = worlds.size, worlds.shape[..., None]
+    square = torch.where(shape == SPHERE, half[..., :1].square(), half.square())
+    sphere = torch.where(shape == SPHERE, square[..., :1], square.sum(dim=-1, keepdim=True))[..., 0] * 1.001 + 1e-3
+    center = worlds.center.transpose(1, 2)
+    along = directions @ center - (origins * directions).sum(dim=-1, keepdim=True)
+    apart = worlds.center.square().sum(dim=-1)[:, None] - 2 * (origins @ center)
+    apart = apart + origins.square().sum(dim=-1, keepdim=True) - sphere[:, None]
+    # A camera may stand within the sphere of a long object that it looks along.
+    ahead = (along > 0) | (apart < 0)
+    return ahead & (apart * directions.square().sum(dim=-1, keepdim=True) < along.square())
+
+
+def _crossing(o: Tensor, d: Tensor, half: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays o + t d (M,3) enter and leave an object of its own frame each; enter > leave where they miss it.
+
+    Every shape is what a quadric and three slabs share: a sphere is cut by no slab, a box by no quadric.
+    """
+    upright, is_box = shape == CYLINDER, shape == BOX
+    flat_o, flat_d = o.clone(), d.clone()
+    flat_o[:, 1].masked_fill_(upright, 0)
+    flat_d[:, 1].masked_fill_(upright, 0)
+    a, b = flat_d.square().sum(-1).clamp_min(1e-12), (flat_o * flat_d).sum(-1)
+    root = b * b - a * (flat_o.square().sum(-1) - half[:, 0].square())
+    reach = root.clamp_min(0).sqrt()
+    missed = root <= 0
+    enter_round = torch.where(is_box, -FAR, torch.where(missed, FAR, (-b - reach) / a))
+    leave_round = torch.where(is_box, FAR, torch.where(missed, -FAR, (-b + reach) / a))
+    cut = is_box[:, None].repeat(1, 3)
+    cut[:, 1] |= upright
+    inverse = 1 / torch.where(d.abs() < 1e-9, 1e-9, d)
+    middle, width = -o * inverse, torch.where(cut, half, FAR) * inverse.abs()
+    return torch.maximum(enter_round, (middle - width).amax(-1)), torch.minimum(leave_round, (middle + width).amin(-1))
+
+
+def _local_normal(local: Tensor, half: Tensor, shape: Tensor) -> Tensor:
+    """Outward normals (M,3), not of unit length, at points (M,3) on the surface of objects, in the objects' frames."""
+    shape = shape[:, None]
     # The face that a point lies on is the one of whose half size it has the largest share.
     axis = (local.abs() / half).argmax(dim=-1, keepdim=True)
-    flat = torch.zeros_like(local).scatter(-1, axis, torch.sign(local.gather(-1, axis)))
+    face = torch.zeros_like(local).scatter(-1, axis, torch.sign(local.gather(-1, axis)))
     ring = local * local.new_tensor([1.0, 0.0, 1.0])
-    on_cap = (shape == CYLINDER) & (
-        (local[..., 1:2].abs() / half[..., 1:2]) > ring.norm(dim=-1, keepdim=True) / half[..., :1]
-    )
-    curved = torch.where(shape == CYLINDER, ring, local) / half[..., :1]
-    normal = torch.where((shape == BOX) | on_cap, torch.where(on_cap, _up(local), flat), curved)
-    return local, (turn.transpose(-1, -2) @ normal[..., None])[..., 0]
-
-
-def _up(local: Tensor) -> Tensor:
-    """Along y, to the side of the points (...,3)."""
-    return torch.sign(local) * local.new_tensor([0.0, 1.0, 0.0])
+    on_cap = local[:, 1:2].abs() / half[:, 1:2] > ring.norm(dim=-1, keepdim=True) / half[:, :1]
+    cap = torch.sign(local) * local.new_tensor([0.0, 1.0, 0.0])
+    cylinder = torch.where(on_cap, cap, ring / half[:, :1])
+    return torch.where(shape == BOX, face, torch.where(shape == CYLINDER, cylinder, local / half[:, :1]))
 
 
 def _texture(worlds: Worlds, surface: Tensor, points: Tensor) -> Tensor:
@@ -176,9 +208,10 @@ def _texture(worlds: Worlds, surface: Tensor, points: Tensor) -> Tensor:
 
     frequency, kind = of_surface(worlds.frequency), of_surface(worlds.kind)
     scaled = points * frequency[..., None] + surface[..., None] * 17.0
-    noise = sum(_value_noise(scaled * 2.0**octave, octave) / 2.0**octave for octave in range(3)) / 1.75
-    checks = (scaled.floor().sum(dim=-1).long() % 2).to(noise.dtype)
-    stripes = (0.5 + 0.5 * torch.sin(6 * (scaled[..., 0] + 0.3 * scaled[..., 1]))).round()
+    x, y, z = (axis.contiguous() for axis in scaled.unbind(-1))
+    noise = sum(_value_noise(x * 2.0**n, y * 2.0**n, z * 2.0**n, salt=n) / 2.0**n for n in range(3)) / 1.75
+    checks = torch.remainder(x.floor() + y.floor() + z.floor(), 2)
+    stripes = (0.5 + 0.5 * torch.sin(6 * (x + 0.3 * y))).round()
     mix = torch.where(kind == NOISE, (2.5 * noise - 0.75).clamp(0, 1), torch.zeros_like(noise))
     mix = torch.where(kind == CHECKS, checks, mix)
     mix = torch.where(kind == STRIPES, stripes, mix)
@@ -194,11 +227,12 @@ def _texture(worlds: Worlds, surface: Tensor, points: Tensor) -> Tensor:
 def _cells(points: Tensor) -> Tensor:
     """Cobbles (R) in [0,1] of points (R,3): the squared distance to the nearest of one random site a cell."""
     base = points.floor()
+    toward = torch.where(points - base < 0.5, -1.0, 1.0)
     nearest = torch.full_like(points[..., 0], 4.0)
     for corner in range(8):  # sites keep to the middle half of their cell, so these eight suffice
-        offset = points.new_tensor([(corner >> axis) & 1 for axis in range(3)])
-        cell = base + torch.where(points - base < 0.5, -offset, offset)
-        site = torch.stack([_hash(cell.int(), salt) for salt in (7, 8, 9)], dim=-1) * 0.5 + 0.25 + cell
+        cell = base + toward * points.new_tensor([(corner >> axis) & 1 for axis in range(3)])
+        x, y, z = (number * prime for number, prime in zip(cell.int().unbind(-1), PRIMES))
+        site = torch.stack([_hash(x + y + z + salt * SALT) for salt in (7, 8, 9)], dim=-1) * 0.5 + 0.25 + cell
         nearest = torch.minimum(nearest, (points - site).square().sum(dim=-1))
     return (1.6 * nearest).clamp(0, 1)
 
@@ -217,25 +251,29 @@ def _photo(photos: Tensor, surface: Tensor, points: Tensor, frequency: Tensor) -
     return photos[surface % count, :, index(v, height), index(u, width)]
 
 
-def _value_noise(points: Tensor, salt: int) -> Tensor:
-    """Smooth noise (B,R) in [0,1]: hashed values on the integer lattice, blended with a cubic ease."""
-    base = points.floor()
-    t = points - base
-    t = t * t * (3 - 2 * t)
-    cell = base.int()
-    total = torch.zeros_like(points[..., 0])
-    for corner in range(8):
-        offset = [(corner >> axis) & 1 for axis in range(3)]
-        weight = torch.ones_like(total)
-        for axis in range(3):
-            weight = weight * (t[..., axis] if offset[axis] else 1 - t[..., axis])
-        total = total + weight * _hash(cell + cell.new_tensor(offset), salt)
-    return total
+def _value_noise(x: Tensor, y: Tensor, z: Tensor, salt: int) -> Tensor:
+    """Smooth noise in [0,1] of coordinates of one shape: hashed values on the integer lattice, blended with a cubic
+    ease. By far the most work of a picture, so what corners share is computed once."""
+    ease, keys = [], []
+    for values, prime in zip((x, y, z), PRIMES):
+        base = values.floor()
+        t = values - base
+        ease.append(t * t * (3 - 2 * t))
+        low = base.int() * prime
+        keys.append((low, low + prime))
+    planes = []
+    for key_z in keys[2]:
+        rows = []
+        for key_y in keys[1]:
+            key = key_y + (key_z + salt * SALT)
+            rows.append(torch.lerp(_hash(keys[0][0] + key), _hash(keys[0][1] + key), ease[0]))
+        planes.append(torch.lerp(*rows, ease[1]))
+    return torch.lerp(*planes, ease[2])
 
 
-def _hash(cell: Tensor, salt: int) -> Tensor:
-    """A number in [0,1] for each lattice point (...,3) int32."""
-    x, y, z = cell.unbind(-1)
-    mixed = x * 374761393 + y * 668265263 + z * 1274126177 + salt * 974711
-    mixed = (mixed ^ (mixed >> 13)) * 1103515245
-    return ((mixed ^ (mixed >> 16)) & 0xFFFF).float() / 65535
+def _hash(key: Tensor) -> Tensor:
+    """A number in [0,1] for each int32, which is changed."""
+    key ^= key >> 13
+    key *= 1103515245
+    key ^= key >> 16
+    return (key & 0xFFFF).float().div_(65535)

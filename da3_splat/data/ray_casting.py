@@ -68,7 +68,7 @@ def cast(worlds: Worlds, origins: Tensor, directions: Tensor, shade: bool = True
 
     def part(start: int) -> tuple[Tensor, ...]:
         some = slice(start, start + size)
-        return _cast(worlds, origins[:, some], directions[:, some], shade)
+        return _cast(worlds, origins[:, some].contiguous(), directions[:, some].contiguous(), shade)
 
     # A part is so small that its temporaries stay in the cache; torch would use one core for it, so parts share them.
     with ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1) as pool:
@@ -91,7 +91,7 @@ def _cast(worlds: Worlds, origins: Tensor, directions: Tensor, shade: bool) -> t
     if not shade:
         return seen, sky, normal
     points = origins + distance * directions
-    at = points.clone()
+    at = points.clone(memory_format=torch.contiguous_format)
     at.view(-1, 3)[ray] = local
     color = _texture(worlds, surface, at) * _light(worlds, points, normal)
     up = -normalize(directions, dim=-1)[..., 1:2].clamp(-1, 0)

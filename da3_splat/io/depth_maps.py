@@ -1,0 +1,49 @@
+"""Depth maps on disk: NumPy arrays, 16-bit pictures in units of the scene, MegaDepth's h5."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from da3_splat.io.transforms_json import json_number, load_json
+
+
+def read_depth(path: str | Path, unit: float = 1.0) -> Tensor:
+    """z-depth (H,W) float32, 0 where there is none. Integer pictures are multiplied by `unit`.
+
+    Reads .npy, .h5 (data set "depth") and 16-bit .png; ValueError names a file that is none of these.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        elif path.suffix == ".h5":
+            with h5py.File(path) as file:
+                values = file["depth"][()]
+        else:
+            with Image.open(path) as picture:
+                values = np.asarray(picture)
+            if values.dtype not in (np.uint16, np.int32):
+                raise ValueError("expected 16 bits a pixel")
+            values = values * unit
+        values = np.asarray(values, dtype=np.float32)
+        if values.ndim != 2:
+            raise ValueError(f"expected (H,W), got shape {values.shape}")
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise ValueError(f"{path}: not a readable depth map ({error})") from error
+    return torch.from_numpy(np.where(np.isfinite(values) & (values > 0), values, 0))
+
+
+def depth_files(transforms: str | Path) -> list[tuple[Path, float] | None]:
+    """The `depth_file_path` of each frame of a transforms.json and its unit, in the order of the file; Nerfstudio's
+    integer maps are in thousandths unless `depth_unit_scale_factor` says otherwise."""
+    transforms = Path(transforms)
+    content = load_json(transforms)
+    unit = json_number(content.get("depth_unit_scale_factor", 1e-3), "depth_unit_scale_factor", str(transforms))
+    names = [frame.get("depth_file_path") for frame in content["frames"]]
+    return [None if name is None else (transforms.parent / name, unit) for name in names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import avg_pool2d, normalize
 
 from da3_splat.geometry.poses import encode_cameras
 from da3_splat.geometry.projection import rays_from_cameras
@@ -76,6 +76,50 @@ def image_loss(rendered: Tensor, target: Tensor, ssim_weight: float = 0.2) -> Te
     """(1 - w) * L1 + w * (1 - SSIM) of pictures (N,3,H,W) in [0,1], one number."""
     absolute = (rendered - target).abs().mean()
     return (1 - ssim_weight) * absolute + ssim_weight * (1 - ssim(rendered, target).mean())
+
+
+def scale_shift_invariant_depth_loss(depth: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean over pictures (N,H,W) of |s depth + t - target| / spread, with the s and t of least squares in each picture.
+
+    `spread` is the mean absolute deviation of the target from its mean, so the unit of depth does not matter. Pictures
+    with fewer than two pixels in the mask, or of one depth, count as 0.
+    """
+    weight = mask.flatten(1).to(depth.dtype)
+    x, y = depth.flatten(1), torch.where(mask, target, 0).flatten(1)
+    count = weight.sum(dim=1, keepdim=True).clamp_min(1)
+    x, y = x - (weight * x).sum(1, keepdim=True) / count, y - (weight * y).sum(1, keepdim=True) / count
+    scale = (weight * x * y).sum(1, keepdim=True) / (weight * x * x).sum(1, keepdim=True).clamp_min(1e-12)
+    spread = (weight * y.abs()).sum(1, keepdim=True) / count
+    error = (weight * (scale * x - y).abs()).sum(1, keepdim=True) / count
+    return torch.where(spread > 1e-6, error / spread.clamp_min(1e-6), 0).mean()
+
+
+def fit_colors(rendered: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Pictures (N,3,H,W) after the affine change of colour (3x3 and offset, one a picture) that fits the target best.
+
+    For photos of one place that differ in exposure, white balance and hour. The fit is not differentiated: it says
+    what the camera did, the Gaussians answer for the rest.
+    """
+    with torch.no_grad():
+        colors = torch.cat([rendered, torch.ones_like(rendered[:, :1])], dim=1).flatten(2).double()  # (N,4,P)
+        weights = 1.0 if mask is None else mask.flatten(1)[:, None].double()
+        normal = (colors * weights) @ colors.transpose(1, 2)
+        # A little pull towards no change, for pictures of one colour.
+        pull = 1e-4 * colors.shape[-1] * torch.eye(4, dtype=normal.dtype, device=normal.device)
+        right = (colors * weights) @ target.flatten(2).double().transpose(1, 2) + pull[:, :3]
+        change = torch.linalg.solve(normal + pull, right).to(rendered)  # (N,4,3)
+    return torch.einsum("nchw,ncd->ndhw", rendered, change[:, :3]) + change[:, 3, :, None, None]
+
+
+def static_pixels(rendered: Tensor, target: Tensor, share: float) -> Tensor:
+    """(N,H,W) bool: the `share` of each picture's pixels that fits best, differences averaged over 7x7 neighbours.
+
+    What moves or stands there in one photo only fits badly however the rest is (compare RobustNeRF, Sabour 2023).
+    """
+    error = (rendered - target).detach().abs().mean(dim=1, keepdim=True)
+    error = avg_pool2d(error, 7, stride=1, padding=3, count_include_pad=False)[:, 0]
+    limit = error.flatten(1).quantile(share, dim=1)
+    return error <= limit[:, None, None]
 
 
 def _nearest(maps: Tensor, height: int, width: int) -> Tensor:

@@ -36,6 +36,13 @@ class _Record:
                     moved[item.name] = value.to(moved[item.name].device)
         return replace(self, **moved)
 
+    def item(self, index: int):
+        """One scene of the batch as a record of batch size 1 (not for Views that bring sparse points)."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        cut = {name: value[index : index + 1] for name, value in values.items() if isinstance(value, Tensor)}
+        cut |= {name: value.item(index) for name, value in values.items() if isinstance(value, _Record)}
+        return replace(self, **cut)
+
     def detach(self):
         """The same record cut off from autograd."""
         cut = {}

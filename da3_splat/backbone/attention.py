@@ -22,7 +22,8 @@ class Attention(nn.Module):
         self.k_norm = nn.LayerNorm(dim // heads) if qk_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, rotary: Rotary | None = None) -> Tensor:  # (B,N,D)
+    def forward(self, tokens: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B,N,D) to the same; `mask` (N,N) bool says which column a row may look at."""
         batch, count, dim = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B,heads,N,D/heads)
@@ -30,7 +31,7 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotary.rotate(query), rotary.rotate(key)
         query, key = query.to(value.dtype), key.to(value.dtype)  # LayerNorm answers in float32 under autocast
-        mixed = scaled_dot_product_attention(query, key, value)
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
 
 
@@ -62,10 +63,10 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, 4 * dim) if swiglu else Mlp(dim, 4 * dim)
         self.ls2 = LayerScale(dim, init_values=scale)
 
-    def forward(self, tokens: Tensor, rotary: Rotary | None = None) -> Tensor:  # (B,N,D)
+    def forward(self, tokens: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:  # (B,N,D)
         # Product and sum are rounded one after the other, as in the official code: with a fused addcmul, Giant's forty
         # blocks drift apart from it by a fifth more.
-        tokens = tokens + self.attn(self.norm1(tokens), rotary) * self.ls1.gamma
+        tokens = tokens + self.attn(self.norm1(tokens), rotary, mask) * self.ls1.gamma
         if torch.is_grad_enabled():
             return tokens + self.mlp(self.norm2(tokens)) * self.ls2.gamma
         # Without gradients a few tokens at a time, in place: the wide layer stays in cache and asks for no new pages.

@@ -88,14 +88,19 @@ class DepthAnything3(nn.Module):
         cameras: Cameras | None = None,
         reference_view: str | int = "saddle_balanced",
         extra_layers: tuple[int, ...] = (),
+        queries: int = 0,
     ) -> Features:
-        """Run the transformer once; the heads of this network and others decode from its features."""
+        """Run the transformer once; the heads of this network and others decode from its features.
+
+        The last `queries` views attend to the others and are never attended to (training asks for the poses of target
+        views so); where cameras are given, theirs may be NaN.
+        """
         tokens = None
         if cameras is not None:
             if self.cam_enc is None:
                 raise ValueError("cameras: expected None, this model takes no cameras")
             tokens = self.cam_enc(cameras)
-        answer = self.backbone(self.normalise(images), tokens, reference_view, extra_layers)
+        answer = self.backbone(self.normalise(images), tokens, reference_view, extra_layers, queries)
         return Features(*answer, *images.shape[-2:])
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -116,7 +121,7 @@ class DepthAnything3(nn.Module):
             )
             if not self.predicts_cameras:
                 return fill_sky(Geometry(depth=maps["depth"]), maps["sky"])
-            encoding = self.cam_dec(features.camera_tokens.to(self.head_dtype)).float()
+            encoding = self.camera_encoding(features)
         ray_map = None
         if rays:
             directions, origins = maps["ray"].split(3, dim=-1)
@@ -132,6 +137,14 @@ class DepthAnything3(nn.Module):
             ray_map=ray_map,
             camera_encoding=encoding,
         )
+
+    def cameras(self, features: Features) -> Cameras:
+        """What the camera head says of all views, queries included, without running the dense heads."""
+        return decode_cameras(self.camera_encoding(features), features.height, features.width)
+
+    def camera_encoding(self, features: Features) -> Tensor:
+        """The camera head's raw answer (B,S,9): translation, quaternion xyzw, field of view (y, x)."""
+        return self.cam_dec(features.camera_tokens.to(self.head_dtype)).float()
 
     @property
     def head_dtype(self) -> torch.dtype:

@@ -9,6 +9,7 @@ from einops import rearrange
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from torch.utils.checkpoint import checkpoint
 
 from da3_splat.backbone.attention import Block, Rotary
 from da3_splat.backbone.reference_view import move_to_front, restore_order, select_reference_view
@@ -24,6 +25,12 @@ def _rotary(kind: str, rows: int, columns: int, head_dim: int, device: torch.dev
         return getattr(Rotary, kind)(rows, columns, head_dim, device)
 
 
+def _query_mask(views: int, queries: int, tokens: int, device: torch.device) -> Tensor:
+    """(N,N) bool over the tokens of all views: which column a row may look at. A query sees itself and the others."""
+    view = torch.arange(views, device=device).repeat_interleave(tokens)
+    return (view[None] < views - queries) | (view[None] == view[:, None])
+
+
 class VisionTransformer(nn.Module):
     """DA3's backbone (section 3.2). Block i attends across views iff i >= alternate_from and i is odd.
 
@@ -36,6 +43,7 @@ class VisionTransformer(nn.Module):
         self, dim: int, depth: int, heads: int, taps: tuple[int, ...], alternate_from: int | None, swiglu: bool
     ):
         super().__init__()
+        self.checkpointing = False  # training may trade time for memory: blocks are then computed again on the way back
         self.taps, self.alternate_from, self.heads, self.dim = taps, alternate_from, heads, dim
         self.patch_embed = PatchEmbed(None, PATCH, 3, dim, strict_img_size=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -56,11 +64,13 @@ class VisionTransformer(nn.Module):
         camera_tokens: Tensor | None = None,
         reference_view: str | int = "saddle_balanced",
         extra_layers: tuple[int, ...] = (),
+        queries: int = 0,
     ) -> tuple[list[Tensor], Tensor, dict[int, Tensor], Tensor]:
         """Tapped patch features, camera tokens of the last tap, normalised tokens of `extra_layers`, reference views.
 
         images (B,S,3,H,W), ImageNet-normalised, H and W multiples of 14. camera_tokens (B,S,dim) replace the learned
-        ones; NaN rows stand for views whose camera is not known, which get the learned token of a source view.
+        ones; NaN rows stand for views whose camera is not known, which get the learned token of a source view. The last
+        `queries` views look at the others, and nobody at them: the answer for the others is what it is without them.
         Returns [(B,S,P,D)] in the order of the input views, (B,S,D), {layer: (B,S,P,dim)} and the reference views (B).
         """
         batch, views, _, height, width = images.shape
@@ -70,23 +80,22 @@ class VisionTransformer(nn.Module):
         local_tokens = tokens
         features, extra = [], {}
         head_dim = self.dim // self.heads
+        mask = _query_mask(views, queries, 1 + rows * columns, images.device) if queries else None
         for index, block in enumerate(self.blocks):
             if self._chooses_reference_before(index) and camera_tokens is None and views >= 3:
-                order = select_reference_view(tokens[:, :, 0], reference_view)
+                order = select_reference_view(tokens[:, : views - queries, 0], reference_view)
                 tokens, local_tokens = move_to_front(tokens, order), move_to_front(local_tokens, order)
             if index == self.alternate_from:
                 tokens = torch.cat([self._camera_tokens(camera_tokens, tokens), tokens[:, :, 1:]], dim=2)
             alternating = self.alternate_from is not None and index >= self.alternate_from
             if alternating and index % 2 == 1:
                 rotary = _rotary("across_views", rows, columns, head_dim, images.device)
-                tokens = rearrange(
-                    block(rearrange(tokens, "b s n d -> b (s n) d"), rotary), "b (s n) d -> b s n d", s=views
-                )
+                joined = rearrange(tokens, "b s n d -> b (s n) d")
+                tokens = rearrange(self._run(block, joined, rotary, mask), "b (s n) d -> b s n d", s=views)
             else:
                 rotary = _rotary("within_view", rows, columns, head_dim, images.device) if alternating else None
-                tokens = rearrange(
-                    block(rearrange(tokens, "b s n d -> (b s) n d"), rotary), "(b s) n d -> b s n d", b=batch
-                )
+                single = rearrange(tokens, "b s n d -> (b s) n d")
+                tokens = rearrange(self._run(block, single, rotary), "(b s) n d -> b s n d", b=batch)
                 local_tokens = tokens
             if index in self.taps:
                 features.append(restore_order(self._tap(local_tokens, tokens), order))
@@ -97,6 +106,11 @@ class VisionTransformer(nn.Module):
             camera = torch.cat([local_tokens[:, :, 0], camera], dim=-1)
         reference = torch.zeros(batch, dtype=torch.long, device=images.device) if order is None else order
         return features, restore_order(camera, order), extra, reference
+
+    def _run(self, block: Block, tokens: Tensor, *rest) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, tokens, *rest, use_reentrant=False)
+        return block(tokens, *rest)
 
     def _chooses_reference_before(self, index: int) -> bool:
         return self.alternate_from is not None and index == self.alternate_from - 1

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from da3_splat.data.loading import load_covering
@@ -44,12 +45,13 @@ class SceneSource(Protocol):
 
 @dataclass(frozen=True)
 class Shape:
-    """Size in pixels and view counts of an episode."""
+    """Size in pixels and view counts of an episode; targets may have a size of their own."""
 
     height: int
     width: int
     contexts: int
     targets: int
+    target_size: tuple[int, int] | None = None
 
 
 Selection = Callable[[list[Frame], Shape, torch.Generator], tuple[list[int], list[int]]]
@@ -67,16 +69,19 @@ class Episode:
     seed: int
     epoch: int
     position: int
+    target_size: tuple[int, int] | None = None
     skipped: tuple[str, ...] = ()  # scenes that could not be read and were to come first, a line each
 
 
 @dataclass(frozen=True)
 class LoadedEpisode:
-    """An episode with its pictures, both of batch size 1 and with cameras."""
+    """An episode with its pictures, both of batch size 1 and with cameras; true depth of the contexts (1,S,H,W, 0
+    where there is none) where it is known."""
 
     episode: Episode
     context: Views
     target: Views
+    depth: Tensor | None = None
 
 
 def shapes_for_budget(
@@ -172,6 +177,11 @@ class EpisodeSampler:
         """Episodes of this rank in an epoch, the same for every rank (what does not divide is left for another)."""
         return len(self.scenes) * self.episodes_per_scene // self.world_size
 
+    @property
+    def used(self) -> int:
+        """Episodes of this rank used so far, over all epochs."""
+        return self.epoch * len(self) + self.position
+
     def __iter__(self) -> Iterator[Episode]:
         """Episodes from the present state on, which advances with each."""
         for episode, _ in self.stream(lambda frames, episode: None):
@@ -182,7 +192,7 @@ class EpisodeSampler:
         """Episodes `first`, `first + step`, ... from the present state on, which stays, with what
         `load(frames, episode)` gives; where that cannot read a file, another scene takes its place."""
         opened = _OpenScenes(self.scenes, self.open_scenes)
-        ahead = self.epoch * len(self) + self.position + first
+        ahead = self.used + first
         while self.epochs is None or ahead < self.epochs * len(self):
             yield self._episode(*divmod(ahead, len(self)), opened, load)
             ahead += step
@@ -230,6 +240,7 @@ class EpisodeSampler:
                     seed=seed,
                     epoch=epoch,
                     position=position,
+                    target_size=shape.target_size,
                     skipped=tuple(skipped),
                 )
                 return episode, load(frames, episode)
@@ -277,7 +288,8 @@ class _OpenScenes:
 def _load(frames: list[Frame], episode: Episode) -> tuple[Views, Views]:
     """Context and target views of an episode."""
     size = (episode.height, episode.width)
-    return tuple(load_covering([frames[i] for i in views], *size) for views in (episode.contexts, episode.targets))
+    context = load_covering([frames[i] for i in episode.contexts], *size)
+    return context, load_covering([frames[i] for i in episode.targets], *(episode.target_size or size))
 
 
 @lru_cache(maxsize=2)

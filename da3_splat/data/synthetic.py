@@ -78,10 +78,12 @@ def sample_worlds(count: int, seed: int, photos: Tensor | None = None) -> Worlds
     )
 
 
-def sample_cameras(worlds: Worlds, views: int, height: int, width: int, seed: int, arc: float | None = None) -> Cameras:
+def sample_cameras(
+    worlds: Worlds, views: int, height: int, width: int, seed: int, arc: float | Tensor | None = None
+) -> Cameras:
     """Cameras (B,views) on an arc around the objects, evenly spaced, looking at the middle with a little unrest.
 
-    `arc` is the whole angle in degrees; drawn between 10 and 100 for each world where it is None.
+    `arc` is the whole angle in degrees, or that of each world (B); drawn between 10 and 100 where it is None.
     """
     generator = torch.Generator().manual_seed(seed)
     count = worlds.room.shape[0]
@@ -92,7 +94,7 @@ def sample_cameras(worlds: Worlds, views: int, height: int, width: int, seed: in
     outer = worlds.room[:, [0, 2]].amin(dim=-1) - 0.2
     inner = worlds.reach + 0.7
     radius = inner + (outer - inner).clamp_min(0) * uniform(0, 1, count)
-    span = uniform(10, 100, count) if arc is None else torch.full((count,), float(arc))
+    span = uniform(10, 100, count) if arc is None else torch.as_tensor(arc, dtype=torch.float32).expand(count)
     along = torch.linspace(-0.5, 0.5, views) if views > 1 else torch.zeros(1)
     azimuth = uniform(0, 2 * torch.pi, count, 1) + torch.deg2rad(span)[:, None] * along
     azimuth = azimuth + 0.02 * torch.randn(count, views, generator=generator)
@@ -206,7 +208,7 @@ def make_scenes(
     height: int,
     width: int,
     seed: int,
-    arc: float | None = None,
+    arc: float | Tensor | None = None,
     supersample: int = 2,
     device: torch.device | str = "cpu",
 ) -> tuple[Views, Geometry]:

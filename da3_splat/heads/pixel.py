@@ -51,9 +51,11 @@ class PixelHead(DPT):
         """Gaussians (B,S*H*W) in the world of `geometry.cameras`. `given` cameras matter to the released rules only,
         `rays` to the exact ones (see `lift`)."""
         raw = self.raw_maps(features, images)
-        if self.rules == "released":
-            return lift_released(raw, geometry, given)
-        return lift(raw, images, geometry, rays)
+        # Half precision is for the maps: a point in bfloat16 would be off by centimetres.
+        with torch.autocast(images.device.type, enabled=False):
+            if self.rules == "released":
+                return lift_released(raw, geometry, given)
+            return lift(raw, images, geometry, rays)
 
     def raw_maps(self, features: Features, images: Tensor) -> Tensor:
         """(B,S,H,W,R) before any activation, a few views at a time."""

@@ -1,10 +1,9 @@
-"""Depth maps on disk: NumPy arrays, 16-bit pictures in units of the scene, MegaDepth's h5."""
+"""Depth maps on disk as Nerfstudio keeps them: NumPy arrays, or 16-bit pictures in a unit of their own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from PIL import Image
@@ -16,15 +15,12 @@ from da3_splat.io.transforms_json import json_number, load_json
 def read_depth(path: str | Path, unit: float = 1.0) -> Tensor:
     """z-depth (H,W) float32, 0 where there is none. Integer pictures are multiplied by `unit`.
 
-    Reads .npy, .h5 (data set "depth") and 16-bit .png; ValueError names a file that is none of these.
+    ValueError names a file that is neither .npy nor 16-bit .png.
     """
     path = Path(path)
     try:
         if path.suffix == ".npy":
             values = np.load(path, allow_pickle=False)
-        elif path.suffix == ".h5":
-            with h5py.File(path) as file:
-                values = file["depth"][()]
         else:
             with Image.open(path) as picture:
                 values = np.asarray(picture)
@@ -34,7 +30,7 @@ def read_depth(path: str | Path, unit: float = 1.0) -> Tensor:
         values = np.asarray(values, dtype=np.float32)
         if values.ndim != 2:
             raise ValueError(f"expected (H,W), got shape {values.shape}")
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: not a readable depth map ({error})") from error
     return torch.from_numpy(np.where(np.isfinite(values) & (values > 0), values, 0))
 

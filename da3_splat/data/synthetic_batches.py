@@ -1,0 +1,99 @@
+"""Batches of synthetic worlds for training geometry: pictures and exact geometry, a function of the step's number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from da3_splat.data.synthetic import make_scenes
+from da3_splat.types import Geometry
+
+FIRST_SEED = 100_000_000  # worlds of heads, evaluations and tests have other seeds
+
+
+@dataclass(frozen=True)
+class WorldsConfig:
+    """What the batches are drawn from."""
+
+    sizes: tuple[tuple[int, int], ...] = ((84, 112),)
+    """heights and widths; each batch has one of them"""
+    views: tuple[int, ...] = (2, 3, 4, 6)
+    pixels: int = 48 * 84 * 112
+    """of all pictures of a batch together: large pictures come with few worlds"""
+    arc: tuple[float, float] = (10.0, 100.0)
+    """degrees between the outermost cameras of a world"""
+    widening_steps: int = 0
+    """so many steps until the widest arcs appear: views that see nearly the same are matched first"""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class GeometryBatch:
+    """Pictures (B,S,3,H,W) of a batch and their true geometry, in any order of the views."""
+
+    images: Tensor
+    truth: Geometry
+    give_cameras: bool
+
+
+@dataclass
+class StepSampler:
+    """Where a run stands: the batch is a function of the seed, the step and the rank."""
+
+    config: WorldsConfig
+    rank: int = 0
+    world_size: int = 1
+    position: int = 0
+
+    def advance(self, position: int) -> None:
+        """Say that the batch of `position` has been used."""
+        self.position = position + 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seed": self.config.seed, "world_size": self.world_size, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a state; ValueError where it belongs to another sequence."""
+        if (state.get("seed"), state.get("world_size")) != (self.config.seed, self.world_size):
+            raise ValueError(f"sampler state: belongs to another seed or number of ranks: {state}")
+        self.position = state["position"]
+
+
+class SyntheticBatches(IterableDataset):
+    """(position, batch) pairs from the sampler's position on; the order is the same for any number of workers."""
+
+    def __init__(self, sampler: StepSampler):
+        self.sampler = sampler
+
+    def __iter__(self) -> Iterator[tuple[int, GeometryBatch]]:
+        worker = get_worker_info()
+        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        position = self.sampler.position + first
+        while True:
+            yield position, make_batch(self.sampler.config, position, self.sampler.rank, self.sampler.world_size)
+            position += step
+
+
+def make_batch(config: WorldsConfig, position: int, rank: int = 0, world_size: int = 1) -> GeometryBatch:
+    """Batch number `position` of a rank. Size and view count are the same on all ranks; a fifth of the batches give
+    the cameras, as in the paper."""
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + position)
+    height, width = config.sizes[int(torch.randint(len(config.sizes), (1,), generator=generator))]
+    views = config.views[int(torch.randint(len(config.views), (1,), generator=generator))]
+    give_cameras = bool(torch.rand((), generator=generator) < 0.2)
+    low, high = config.arc
+    if config.widening_steps:
+        high = low + (high - low) * min(1.0, 0.2 + 0.8 * position / config.widening_steps)
+    count = max(1, round(config.pixels / (height * width) / views))
+    seed = FIRST_SEED + 10_000_000 * config.seed + position * world_size + rank
+    generator.manual_seed(seed)
+    arc = low + (high - low) * torch.rand(count, generator=generator)
+    given, truth = make_scenes(count, views, height, width, 2 * seed, arc=arc, supersample=1)
+    order = torch.randperm(views, generator=generator).tolist()  # any view may define the world
+    truth = replace(truth, depth=truth.depth[:, order], sky=truth.sky[:, order], cameras=truth.cameras.select(order))
+    gain = 0.7 + 0.6 * torch.rand(count, views, 3, 1, 1, generator=generator)  # exposure and white balance
+    return GeometryBatch((given.images[:, order] * gain).clamp(0, 1), truth, give_cameras)

@@ -1,0 +1,109 @@
+"""The loop around the steps of a training: time, progress, checkpoints, and what may go wrong in days of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from da3_splat.training.optimization import TrainingState
+
+logger = logging.getLogger(__name__)
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """When to stop, to save and to say something."""
+
+    minutes: float | None = None
+    """stop after so long; the checkpoint resumes"""
+    save_seconds: float = 120.0
+    """time between checkpoints: what a kill can cost"""
+    log_steps: int = 50
+
+
+class Sampler(Protocol):
+    """Where a run stands in its data."""
+
+    def advance(self, episode) -> None: ...
+    def state_dict(self) -> dict[str, int]: ...
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
+@dataclass
+class Shares:
+    """Seconds of a run by what they went to."""
+
+    data: float = 0.0
+    steps: float = 0.0
+    saving: float = 0.0
+
+
+def run(
+    state: TrainingState,
+    batches: Iterable,
+    sampler: Sampler,
+    output: Path,
+    config: LoopConfig,
+    report: Callable[[int, dict[str, float], Shares], None],
+    after_step: Callable[[int, object], None] = lambda step, batch: None,
+) -> Shares:
+    """Train from the state's step to its last one, or until the time is up.
+
+    `batches` yields (episode, batch), from where the sampler stands. `report(step, mean parts, shares)` is called every
+    `log_steps`, `after_step(step, last batch)` after every one. A checkpoint that cannot be written is logged and
+    tried again later; the old one stays. Ctrl-C saves and ends.
+    """
+    shares = Shares()
+    began = saved = time.monotonic()
+    sums: dict[str, float] = {}
+    stream = iter(batches)
+    first = state.step
+    try:
+        while state.step < state.config.steps:
+            clock = time.monotonic()
+            pairs = list(islice(stream, state.config.accumulate))
+            if len(pairs) < state.config.accumulate:
+                break
+            shares.data += time.monotonic() - clock
+            clock = time.monotonic()
+            for name, value in state.advance([batch for _, batch in pairs]).items():
+                sums[name] = sums.get(name, 0.0) + value
+            shares.steps += time.monotonic() - clock
+            for episode, _ in pairs:
+                sampler.advance(episode)
+            after_step(state.step, pairs[-1][1])
+            if state.step % config.log_steps == 0:
+                count = min(config.log_steps, state.step - first)
+                report(state.step, {name: value / count for name, value in sums.items()}, shares)
+                sums = {}
+            now = time.monotonic()
+            if _any(state, now - saved > config.save_seconds):
+                shares.saving += _save(state, output, sampler)
+                saved = time.monotonic()
+            if _any(state, config.minutes is not None and now - began > 60 * config.minutes):
+                break
+    except KeyboardInterrupt:
+        logger.warning("stopped at step %d; the same command goes on", state.step)
+    _save(state, output, sampler)
+    return shares
+
+
+def _any(state: TrainingState, here: bool) -> bool:
+    """Whether rank 0 says so: clocks differ, and all ranks must save and stop together."""
+    return state.fabric.broadcast(here) if state.fabric.world_size > 1 else here
+
+
+def _save(state: TrainingState, output: Path, sampler: Sampler) -> float:
+    """Write the checkpoint; seconds it took. A full disk must not end a run of days."""
+    clock = time.monotonic()
+    try:
+        state.save(output / CHECKPOINT, sampler.state_dict())
+    except OSError as error:
+        logger.warning("checkpoint of step %d not written, the last one stays: %s", state.step, error)
+    return time.monotonic() - clock

@@ -1,0 +1,156 @@
+"""What every training here shares: the state of a run, one step of it, and its checkpoints.
+
+An objective is a module whose forward takes a batch and returns (loss, parts as numbers). Lightning Fabric gives it
+processes, devices and precision; on two CPU cores and on many GPUs the same lines run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from da3_splat.io.files import replacing
+
+
+@dataclass(frozen=True)
+class OptimizationConfig:
+    """AdamW with warm-up and cosine decay, gradient clipping, and averaged weights."""
+
+    steps: int = 5000
+    """steps of the whole run: the end of the cosine"""
+    warmup_steps: int = 200
+    rate: float = 1e-3
+    """learning rate after the warm-up"""
+    backbone_rate: float = 0.0
+    """that of the backbone where a head is trained; 0 freezes it"""
+    final_fraction: float = 0.02
+    """learning rate at the end, as a share of the highest"""
+    weight_decay: float = 0.02
+    clip: float = 1.0
+    """largest norm of the gradient"""
+    accumulate: int = 1
+    """batches whose gradients are averaged into one step"""
+    average_decay: float = 0.998
+    """of the averaged weights, which are what a run is for"""
+
+
+def launch(precision: str = "32-true") -> Fabric:
+    """This process's part of a run: alone, or one of those that torchrun started (gloo on CPUs, NCCL on GPUs)."""
+    ranks, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # Some batches leave parts idle: the camera encoder learns only where cameras are given.
+    strategy = DDPStrategy(find_unused_parameters=True) if ranks > 1 else "auto"
+    fabric = Fabric(devices=local, num_nodes=max(1, ranks // local), strategy=strategy, precision=precision)
+    fabric.launch()
+    return fabric
+
+
+def rate_factor(step: int, config: OptimizationConfig) -> float:
+    """Share of the highest learning rate at `step`: linear warm-up, then a cosine to `final_fraction`."""
+    warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, config.steps))))
+    return warm * (config.final_fraction + (1 - config.final_fraction) * cosine)
+
+
+class _Sealed:
+    """A batch that Fabric hands on as it is: it would convert the tensors of records, and cannot (they are frozen)."""
+
+    def __init__(self, batch: object):
+        self.batch = batch
+
+
+class _Unsealing(nn.Module):
+    def __init__(self, objective: nn.Module):
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, sealed: _Sealed):
+        return self.objective(sealed.batch)
+
+
+class TrainingState:
+    """An objective, its optimizer, averaged weights and counters: all that a checkpoint must bring back."""
+
+    def __init__(self, fabric: Fabric, objective: nn.Module, groups: Mapping[float, Sequence[nn.Parameter]], config):
+        """`groups` maps learning rates to the parameters that learn so; all others of the objective are left alone."""
+        self.fabric, self.config = fabric, config
+        self.module = objective
+        parameters = [{"params": list(chosen), "peak": rate, "lr": rate} for rate, chosen in groups.items() if rate > 0]
+        learned = {id(p) for group in parameters for p in group["params"]}
+        for parameter in objective.parameters():
+            parameter.requires_grad_(id(parameter) in learned)
+        optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+        self.objective, self.optimizer = fabric.setup(_Unsealing(objective), optimizer)
+        self.learned = {name: p for name, p in objective.named_parameters() if id(p) in learned}
+        self.average = {name: p.detach().clone() for name, p in self.learned.items()}
+        self.step = self.skipped = 0
+
+    def advance(self, batches: Sequence[object]) -> dict[str, float]:
+        """One optimizer step on the mean loss of `batches`; the parts of the loss as numbers.
+
+        A step whose gradient is not finite changes nothing and is counted in `skipped`, on all ranks alike.
+        """
+        factor = rate_factor(self.step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        sums: dict[str, float] = {}
+        self.optimizer.zero_grad()
+        for index, batch in enumerate(batches):
+            with self.fabric.no_backward_sync(self.objective, enabled=index + 1 < len(batches)):
+                loss, parts = self.objective(_Sealed(batch))
+                self.fabric.backward(loss / len(batches))
+            for name, value in parts.items():
+                sums[name] = sums.get(name, 0.0) + value / len(batches)
+        norm = nn.utils.clip_grad_norm_(list(self.learned.values()), self.config.clip)
+        if bool(torch.isfinite(norm)):
+            self.optimizer.step()
+        else:
+            self.skipped += 1
+        # Young averages follow fast, so that they do not remember the first weights for long.
+        decay = min(self.config.average_decay, (self.step + 1) / (self.step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.values()), list(self.learned.values()), 1 - decay)
+        self.step += 1
+        return sums
+
+    def averaged(self) -> dict[str, Tensor]:
+        """State of the objective with the averaged weights in place of the last ones."""
+        return {**self.module.state_dict(), **self.average}
+
+    def save(self, path: Path, sampler: Mapping[str, int]) -> None:
+        """Write a checkpoint beside its place and rename it. All ranks call; rank 0 writes."""
+        randomness = self.fabric.all_gather(torch.get_rng_state()).reshape(self.fabric.world_size, -1).cpu()
+        state = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "learned": {name: p.detach() for name, p in self.learned.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "sampler": dict(sampler),
+            "randomness": randomness,
+        }
+        if self.fabric.global_rank == 0:
+            with replacing(path) as beside:
+                torch.save(state, beside)
+
+    def load(self, path: Path) -> dict[str, int]:
+        """Go on from a checkpoint; returns the sampler's state. ValueError where it is of another model."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["learned"].keys() != self.learned.keys():
+            raise ValueError(f"{path}: holds other parameters than this training learns")
+        with torch.no_grad():
+            for name, value in state["learned"].items():
+                self.learned[name].copy_(value)
+                self.average[name].copy_(state["average"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.skipped = state["step"], state["skipped"]
+        if len(state["randomness"]) == self.fabric.world_size:
+            torch.set_rng_state(state["randomness"][self.fabric.global_rank])
+        return state["sampler"]

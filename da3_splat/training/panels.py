@@ -1,0 +1,28 @@
+"""What people look at while a Gaussian head trains: input, depth, novel view, truth and error in one picture."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from da3_splat.io.images import color_of_depth
+from da3_splat.training.gaussian_head import HeadBatch, Prediction
+
+
+@torch.no_grad()
+def panel(batch: HeadBatch, prediction: Prediction) -> Tensor:
+    """(3,H,5*W) in [0,1] of the first scene: a context, its depth, a target as rendered, as it is, and their
+    difference (black: none, white: a quarter of the range or more)."""
+    target, rendered = batch.target.images[0, 0], prediction.targets.color[0, 0].float().clamp(0, 1)
+    depth = torch.from_numpy(color_of_depth(prediction.geometry.depth[0, 0].float().cpu().numpy()))
+    pictures = [
+        batch.context.images[0, 0],
+        depth.permute(2, 0, 1).to(target),
+        rendered,
+        target,
+        (4 * (rendered - target).abs()).clamp(0, 1),
+    ]
+    size = batch.context.images.shape[-2:]
+    same = [interpolate(picture[None].float(), size, mode="bilinear", antialias=True)[0] for picture in pictures]
+    return torch.cat(same, dim=2).clamp(0, 1)

@@ -86,7 +86,7 @@ serial, shares = measure(recipe, 0, settings.steps)
 overlapped, _ = measure(recipe, max(1, recipe.data.workers), settings.steps)
 sizes = ", ".join(f"{height}x{width}" for height, width in recipe.data.sizes)
 print(
-    f"{settings.config.name}: {recipe.model}, {recipe.data.contexts} contexts and {recipe.data.targets} targets of {sizes}"
+    f"{settings.config.name}: {recipe.model}, {recipe.data.contexts} contexts, {recipe.data.targets} targets, {sizes}"
 )
 for name, seconds in shares.items():
     print(f"{name:24}{seconds:8.3f} s a step{seconds / serial:7.0%}")

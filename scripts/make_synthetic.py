@@ -5,6 +5,7 @@
 Everything follows from the seed. MegaDepth's depth files are read as depth from about 160x160 pixels on only.
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -68,6 +69,11 @@ settings = tyro.cli(Settings, description=__doc__)
 if settings.scenes < 1 or settings.views < 2:
     raise SystemExit("expected at least one scene of two views")
 folder = settings.output
+began = time.perf_counter()
 for seed in track(range(settings.seed, settings.seed + settings.scenes), "writing", console=Console(stderr=True)):
     folder = write_scene(settings, seed)
-Console().print(f"{settings.scenes} scenes of {settings.views} views in {settings.output}; the last: {folder}")
+seconds = (time.perf_counter() - began) / settings.scenes
+summary = (
+    f"{settings.scenes} scenes of {settings.views} views in {settings.output}, {seconds:.2f} s each; the last: {folder}"
+)
+Console().print(summary)

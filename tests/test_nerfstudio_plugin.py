@@ -276,3 +276,41 @@ def test_stock_dataparser_from_the_command_line_keeps_our_defaults():
     dataparser = da3_splat_method.config.pipeline.datamanager.dataparser
     assert isinstance(dataparser, NerfstudioDataParserConfig)
     assert dataparser.load_3D_points and dataparser.eval_mode == "interval" and dataparser.eval_interval == 8
+
+
+@pytest.mark.slow
+def test_head_method(workspace):
+    """da3-splat-head trains the head on captures, goes on from its checkpoint, and shows what it has learned."""
+    from da3_splat import load_model
+    from da3_splat.nerfstudio_plugin.config import da3_splat_head_method
+
+    recipe = workspace / "recipe.yaml"
+    recipe.write_text("data: {source: captures, sizes: [[56, 70]], contexts: 3, workers: 0}\nprecision: 32-true\n")
+
+    def head_config(name: str, steps: int):
+        config = deepcopy(da3_splat_head_method.config)
+        config.pipeline.recipe, config.pipeline.datamanager.data = recipe, workspace
+        config.output_dir, config.experiment_name, config.timestamp = workspace / "runs", "head", name
+        config.max_num_iterations, config.vis, config.machine.device_type = steps, "tensorboard", "cpu"
+        config.viewer.quit_on_train_completion = True
+        config.logging.local_writer.enable = False
+        return config
+
+    first = head_config("first", 3)
+    trainer = train(first)
+    before = checkpoint_of(first)
+    assert before["step"] == 2 and before["training"]["sampler"]["epoch"] == 3  # one capture: an epoch is a step
+    assert not any(name.startswith("model.network") for name in before["pipeline"])  # no backbone in checkpoints
+    view = trainer.pipeline.datamanager.train_dataset.cameras[0:1]
+    shown = trainer.pipeline.model.get_outputs_for_camera(view)
+    assert shown["rgb"].shape == (56, 70, 3) and shown["rgb"].std() > 0.02
+    second = head_config("second", 2)
+    second.load_dir = first.get_checkpoint_dir()
+    train(second)
+    after = checkpoint_of(second)
+    assert after["step"] == 4 and after["training"]["step"] == 5
+    moved = [name for name, value in after["pipeline"].items() if not torch.equal(value, before["pipeline"][name])]
+    assert moved and all("gs_head" in name for name in moved)
+    model = load_model(second.get_base_dir() / "model.safetensors")
+    weight = after["pipeline"]["model.gs_head.scratch.output_conv2.2.weight"]
+    assert torch.equal(model.gs_head.scratch.output_conv2[2].weight, weight.half().float())

@@ -11,18 +11,21 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.nn.functional import one_hot
 
 from da3_splat import load_model
 from da3_splat.backbone import create_backbone
 from da3_splat.config import load_config
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.data.synthetic_batches import GeometryBatch, StepSampler, SyntheticBatches, WorldsConfig, make_batch
+from da3_splat.geometry.frames import camera_at_origin
 from da3_splat.training.episodes import DataConfig, head_batches, make_sampler
 from da3_splat.training.gaussian_head import HeadBatch, HeadLossConfig, HeadObjective
-from da3_splat.training.geometry import PatchObjective, StudentObjective, smooth_positions
+from da3_splat.training.geometry import PatchObjective, StudentObjective, matching_loss, smooth_positions
 from da3_splat.training.head_recipe import HeadRecipe
 from da3_splat.training.loop import CHECKPOINT, LoopConfig, run
 from da3_splat.training.optimization import OptimizationConfig, TrainingState, rate_factor
+from da3_splat.types import Geometry
 
 ROOT = Path(__file__).parents[1]
 TINY = WorldsConfig(sizes=((28, 42),), views=(2, 3), pixels=4 * 28 * 42)
@@ -215,6 +218,26 @@ def test_checkpointing_changes_nothing_but_memory():
         objective(batch)[0].backward()
         found.append(network.backbone.blocks[3].mlp.fc1.weight.grad.clone())
     torch.testing.assert_close(*found)
+
+
+def test_matching_loss_by_hand():
+    """Two views of a plane, the second one patch to the right: patch (r,c+1) of the first is (r,c) of the second."""
+    focal, size = 28.0, (28, 42)
+    cameras = camera_at_origin(focal, *size)
+    poses = torch.eye(4).repeat(1, 2, 1, 1)
+    poses[0, 1, 0, 3] = -14 / focal
+    cameras = replace(cameras, world_to_camera=poses, intrinsics=cameras.intrinsics.expand(1, 2, 3, 3))
+    truth = Geometry(depth=torch.ones(1, 2, *size), cameras=cameras)
+    # Descriptors that name the place on the plane: six columns in all, of which each view shows three of two rows.
+    place = torch.arange(6).reshape(2, 3) + torch.tensor([0, 10])[:, None]
+    named = one_hot(torch.stack([place, place + 1]).flatten(1), 20).float()[None]
+    right = matching_loss([named], truth)
+    # Four of six patches have a partner: a score of 10 for it, 0 for the five others.
+    assert right.item() == pytest.approx(math.log(1 + 5 * math.exp(-10)), rel=1e-3)
+    confused = torch.stack([named[:, 0], named[:, 1].flip(1)], dim=1)
+    assert matching_loss([confused], truth) > 5
+    blocked = replace(truth, depth=torch.cat([truth.depth[:, :1], 0.2 * truth.depth[:, 1:]], dim=1))
+    assert matching_loss([named], blocked) == 0  # what one view shows lies hidden from the other
 
 
 def test_smooth_positions():

@@ -6,7 +6,7 @@ import torch
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
 from torch import Tensor
 
-from da3_splat.io.transforms_json import opengl_to_world_to_camera
+from da3_splat.io.transforms_json import opengl_to_world_to_camera, world_to_camera_to_opengl
 from da3_splat.types import Cameras
 
 
@@ -22,4 +22,18 @@ def from_nerfstudio(cameras: NerfstudioCameras, camera_to_worlds: Tensor | None 
         intrinsics=cameras.get_intrinsics_matrices().to(poses.device)[None],
         height=int(heights[0]),
         width=int(widths[0]),
+    )
+
+
+def to_nerfstudio(cameras: Cameras) -> NerfstudioCameras:
+    """Nerfstudio's cameras (V) of ours (1,V)."""
+    k = cameras.intrinsics[0].detach().cpu()
+    return NerfstudioCameras(
+        camera_to_worlds=world_to_camera_to_opengl(cameras.world_to_camera[0].detach().cpu())[:, :3],
+        fx=k[:, 0, 0],
+        fy=k[:, 1, 1],
+        cx=k[:, 0, 2],
+        cy=k[:, 1, 2],
+        height=cameras.height,
+        width=cameras.width,
     )

@@ -9,6 +9,8 @@ from nerfstudio.engine.optimizers import AdamOptimizerConfig
 from nerfstudio.plugins.types import MethodSpecification
 
 from da3_splat.nerfstudio_plugin.datamanager import Da3SplatDatamanagerConfig
+from da3_splat.nerfstudio_plugin.head_pipeline import HeadPipelineConfig
+from da3_splat.nerfstudio_plugin.head_trainer import HeadTrainerConfig
 from da3_splat.nerfstudio_plugin.pipeline import Da3SplatPipelineConfig
 from da3_splat.nerfstudio_plugin.schedulers import DecayConfig
 from da3_splat.nerfstudio_plugin.trainer import Da3SplatTrainerConfig
@@ -48,4 +50,19 @@ da3_splat_method = MethodSpecification(
         vis="viewer+tensorboard",
     ),
     description="Depth Anything 3 places the Gaussians in one pass; Splatfacto refines them. Works without a GPU.",
+)
+
+da3_splat_head_method = MethodSpecification(
+    config=HeadTrainerConfig(
+        method_name="da3-splat-head",
+        max_num_iterations=2000,
+        steps_per_save=200,
+        steps_per_eval_image=100,
+        pipeline=HeadPipelineConfig(),
+        optimizers={},
+        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
+        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
+        vis="viewer+tensorboard",
+    ),
+    description="Train the Gaussian head of da3-splat over many scenes (one process; torchrun: scripts/train_head.py).",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,10 +110,17 @@ def head_batches(
     """Batches from where the sampler stands; those from position `merge_after` of the run on ask for merging."""
     synthetic = isinstance(sampler, SyntheticSampler)
     dataset = SyntheticEpisodes(sampler) if synthetic else EpisodeDataset(sampler)
-    workers = dict(num_workers=config.workers, prefetch_factor=3) if config.workers else {}
+    workers = {}
+    if config.workers:
+        workers = dict(num_workers=config.workers, prefetch_factor=3, worker_init_fn=_end_quietly)
     first = sampler.used
     for number, loaded in enumerate(DataLoader(dataset, batch_size=None, **workers), start=first):
         yield loaded.episode, head_batch(loaded, config, merged=number >= merge_after)
+
+
+def _end_quietly(worker: int) -> None:
+    # pycolmap prints a stack trace where a process is told to end, which is how a loader's workers end.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def head_batch(loaded: LoadedEpisode, config: DataConfig, merged: bool) -> HeadBatch:

@@ -124,10 +124,10 @@ class TrainingState:
         """State of the objective with the averaged weights in place of the last ones."""
         return {**self.module.state_dict(), **self.average}
 
-    def save(self, path: Path, sampler: Mapping[str, int]) -> None:
-        """Write a checkpoint beside its place and rename it. All ranks call; rank 0 writes."""
+    def state_dict(self, sampler: Mapping[str, int]) -> dict[str, object]:
+        """All that `load_state_dict` needs: tensors and plain values. All ranks must call."""
         randomness = self.fabric.all_gather(torch.get_rng_state()).reshape(self.fabric.world_size, -1).cpu()
-        state = {
+        return {
             "step": self.step,
             "skipped": self.skipped,
             "learned": {name: p.detach() for name, p in self.learned.items()},
@@ -136,15 +136,11 @@ class TrainingState:
             "sampler": dict(sampler),
             "randomness": randomness,
         }
-        if self.fabric.global_rank == 0:
-            with replacing(path) as beside:
-                torch.save(state, beside)
 
-    def load(self, path: Path) -> dict[str, int]:
-        """Go on from a checkpoint; returns the sampler's state. ValueError where it is of another model."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    def load_state_dict(self, state: dict, where: str = "checkpoint") -> dict[str, int]:
+        """Go on from a state; returns the sampler's. ValueError where it is of another model."""
         if state["learned"].keys() != self.learned.keys():
-            raise ValueError(f"{path}: holds other parameters than this training learns")
+            raise ValueError(f"{where}: holds other parameters than this training learns")
         with torch.no_grad():
             for name, value in state["learned"].items():
                 self.learned[name].copy_(value)
@@ -154,3 +150,14 @@ class TrainingState:
         if len(state["randomness"]) == self.fabric.world_size:
             torch.set_rng_state(state["randomness"][self.fabric.global_rank])
         return state["sampler"]
+
+    def save(self, path: Path, sampler: Mapping[str, int]) -> None:
+        """Write a checkpoint beside its place and rename it. All ranks call; rank 0 writes."""
+        state = self.state_dict(sampler)
+        if self.fabric.global_rank == 0:
+            with replacing(path) as beside:
+                torch.save(state, beside)
+
+    def load(self, path: Path) -> dict[str, int]:
+        """Go on from a checkpoint; returns the sampler's state. ValueError where it is of another model."""
+        return self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), str(path))

@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from da3_splat.config import load_config
 from da3_splat.model import save_model
+from da3_splat.perceptual import perceptual_distance, why_unavailable
 from da3_splat.training.episodes import head_batches, make_sampler
 from da3_splat.training.gaussian_head import HeadBatch, HeadObjective
 from da3_splat.training.head_recipe import HeadRecipe, build_model, parameter_groups
@@ -62,7 +63,11 @@ def main(settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     console = Console(quiet=fabric.global_rank > 0)
-    objective = HeadObjective(build_model(recipe), recipe.loss)
+    reason = why_unavailable("vgg") if recipe.loss.lpips else "not asked for"
+    if reason and recipe.loss.lpips:
+        console.print(f"training without LPIPS: {reason}", highlight=False)
+    perceptual = None if reason else perceptual_distance("vgg")
+    objective = HeadObjective(build_model(recipe), recipe.loss, perceptual)
     state = TrainingState(fabric, objective, parameter_groups(objective.model, recipe), recipe.optimization)
     sampler = make_sampler(recipe.data, fabric.global_rank, fabric.world_size)
     if (settings.output / CHECKPOINT).exists():

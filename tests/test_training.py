@@ -21,7 +21,13 @@ from da3_splat.data.synthetic_batches import GeometryBatch, StepSampler, Synthet
 from da3_splat.geometry.frames import camera_at_origin
 from da3_splat.training.episodes import DataConfig, head_batches, make_sampler
 from da3_splat.training.gaussian_head import HeadBatch, HeadLossConfig, HeadObjective
-from da3_splat.training.geometry import PatchObjective, StudentObjective, matching_loss, smooth_positions
+from da3_splat.training.geometry import (
+    PatchObjective,
+    StudentObjective,
+    attention_scores,
+    matching_loss,
+    smooth_positions,
+)
 from da3_splat.training.head_recipe import HeadRecipe
 from da3_splat.training.loop import CHECKPOINT, LoopConfig, run
 from da3_splat.training.optimization import OptimizationConfig, TrainingState, rate_factor
@@ -228,16 +234,35 @@ def test_matching_loss_by_hand():
     poses[0, 1, 0, 3] = -14 / focal
     cameras = replace(cameras, world_to_camera=poses, intrinsics=cameras.intrinsics.expand(1, 2, 3, 3))
     truth = Geometry(depth=torch.ones(1, 2, *size), cameras=cameras)
-    # Descriptors that name the place on the plane: six columns in all, of which each view shows three of two rows.
-    place = torch.arange(6).reshape(2, 3) + torch.tensor([0, 10])[:, None]
-    named = one_hot(torch.stack([place, place + 1]).flatten(1), 20).float()[None]
-    right = matching_loss([named], truth)
-    # Four of six patches have a partner: a score of 10 for it, 0 for the five others.
-    assert right.item() == pytest.approx(math.log(1 + 5 * math.exp(-10)), rel=1e-3)
-    confused = torch.stack([named[:, 0], named[:, 1].flip(1)], dim=1)
-    assert matching_loss([confused], truth) > 5
+    # Names of the places on the plane: six columns in all, of which each view shows three of two rows; class tokens 0.
+    place = 1 + torch.arange(6).reshape(2, 3).remainder(3) + torch.tensor([0, 10])[:, None]
+    names = torch.stack([torch.cat([torch.zeros(1).long(), view.flatten()]) for view in (place, place + 1)])
+    same = one_hot(names.flatten(), 20).float() @ one_hot(names.flatten(), 20).float().T
+    elsewhere = torch.arange(2).repeat_interleave(7)[:, None] != torch.arange(2).repeat_interleave(7)
+    scores = 10 * (same * elsewhere)[None]
+    # Every patch that counts has one partner among the 14 tokens: a score of 10 for it, 0 for the 13 others.
+    right = math.log(1 + 13 * math.exp(-10))
+    assert matching_loss([scores], truth).item() == pytest.approx(right, rel=1e-3)
+    assert matching_loss([scores, scores.roll(1, dims=2)], truth) > 2  # one of two looks beside it
     blocked = replace(truth, depth=torch.cat([truth.depth[:, :1], 0.2 * truth.depth[:, 1:]], dim=1))
-    assert matching_loss([named], blocked) == 0  # what one view shows lies hidden from the other
+    assert matching_loss([scores], blocked) == 0  # what one view shows lies hidden from the other
+
+
+def test_scores_are_those_of_the_attention():
+    """What is supervised is what the block then uses: softmax of the scores mixes the values to the head's output."""
+    torch.manual_seed(4)
+    network = create_backbone("mini").eval()
+    block, images = network.backbone.blocks[3], torch.rand(2, 3, 3, 28, 42)
+    seen = {}
+    block.attn.proj.register_forward_pre_hook(lambda module, inputs: seen.update(mixed=inputs[0]))
+    block.attn.register_forward_pre_hook(lambda module, inputs: seen.update(tokens=inputs[0]))
+    with torch.no_grad(), attention_scores(block.attn, head=1) as found:
+        network.encode(images)
+        value = block.attn.qkv(seen["tokens"]).unflatten(-1, (3, 3, 64))[:, :, 2, 1]
+    assert found[0].shape == (2, 21, 21)
+    torch.testing.assert_close(found[0].softmax(-1) @ value, seen["mixed"][..., 64:128], rtol=1e-4, atol=1e-5)
+    network.encode(images)
+    assert len(found) == 1  # nothing is kept any more
 
 
 def test_smooth_positions():

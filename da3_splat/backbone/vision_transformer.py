@@ -88,7 +88,7 @@ class VisionTransformer(nn.Module):
             if index == self.alternate_from:
                 tokens = torch.cat([self._camera_tokens(camera_tokens, tokens), tokens[:, :, 1:]], dim=2)
             alternating = self.alternate_from is not None and index >= self.alternate_from
-            if alternating and index % 2 == 1:
+            if self.looks_across(index):
                 rotary = _rotary("across_views", rows, columns, head_dim, images.device)
                 joined = rearrange(tokens, "b s n d -> b (s n) d")
                 tokens = rearrange(self._run(block, joined, rotary, mask), "b (s n) d -> b s n d", s=views)
@@ -106,6 +106,10 @@ class VisionTransformer(nn.Module):
             camera = torch.cat([local_tokens[:, :, 0], camera], dim=-1)
         reference = torch.zeros(batch, dtype=torch.long, device=images.device) if order is None else order
         return features, restore_order(camera, order), extra, reference
+
+    def looks_across(self, index: int) -> bool:
+        """Whether block `index` attends across the views."""
+        return self.alternate_from is not None and index >= self.alternate_from and index % 2 == 1
 
     def _run(self, block: Block, tokens: Tensor, *rest) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, max_pool2d, normalize
+from torch.nn.functional import cross_entropy, max_pool2d
 
 from da3_splat.backbone import DepthAnything3
+from da3_splat.backbone.attention import Attention
 from da3_splat.backbone.vision_transformer import PATCH, TRAINED_GRID
 from da3_splat.data.synthetic_batches import GeometryBatch
 from da3_splat.geometry.frames import cameras_for_encoder, relative_to_first, scaled
@@ -17,8 +19,6 @@ from da3_splat.geometry.projection import project, rays_from_cameras, unproject
 from da3_splat.losses import camera_loss, student_loss
 from da3_splat.metrics import pose_auc, relative_pose_errors
 from da3_splat.types import Cameras, Geometry
-
-MATCHED_TAPS = (1, 2)  # where `mini` has looked at a view alone thrice, and again after it looked at the others
 
 
 def normalise_truth(truth: Geometry) -> Geometry:
@@ -39,12 +39,14 @@ class StudentObjective(nn.Module):
         self.network = network
 
     def forward(self, batch: GeometryBatch) -> tuple[Tensor, dict[str, float]]:
-        """Loss to differentiate, and its parts with AUC30 of the cameras (0 to 100) as numbers."""
+        """Loss to differentiate, its parts as numbers, and AUC30 of the cameras (0 to 100) where they are not given."""
         truth, cameras = _targets(batch)
         prediction = self.network(batch.images, cameras, reference_view="first", rays=True)
         with exact(batch.images):
             parts = student_loss(prediction.to(torch.float32), truth)
-            return torch.stack(list(parts.values())).sum(), _numbers(parts, prediction.cameras, truth)
+            return torch.stack(list(parts.values())).sum(), _numbers(
+                parts, prediction.cameras, truth, batch.give_cameras
+            )
 
 
 class PatchObjective(nn.Module):
@@ -52,31 +54,36 @@ class PatchObjective(nn.Module):
 
     A linear layer takes the place of the dense heads, which cost two thirds of a step and teach matching no better.
     Matching itself is asked for, too: without it a small network says for thousands of steps that no camera has moved.
-    Only the transformer, the camera head and the camera encoder learn; the layers are thrown away.
+    So the first head of the first two cross-view attentions is told where to look (see `matching_loss`), and rays and
+    depth are asked for after every cross-view block. Only transformer, camera head and camera encoder learn; the linear
+    layers are thrown away.
     """
 
     def __init__(self, network: DepthAnything3):
         super().__init__()
         self.network = network
         width = 2 * network.backbone.dim
-        self.patches = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 7))
-        self.descriptors = nn.ModuleList(nn.Linear(network.backbone.dim, 64) for _ in MATCHED_TAPS)
+        self.patches = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 7)) for _ in range(3))
+        across = [block for index, block in enumerate(network.backbone.blocks) if network.backbone.looks_across(index)]
+        self.told = across[:2]
 
     def forward(self, batch: GeometryBatch) -> tuple[Tensor, dict[str, float]]:
-        """Loss to differentiate, and its parts with AUC30 of the cameras (0 to 100) as numbers."""
+        """Loss to differentiate, its parts as numbers, and AUC30 of the cameras (0 to 100) where they are not given."""
         truth, cameras = _targets(batch)
-        features = self.network.encode(batch.images, cameras, reference_view="first")
+        with ExitStack() as stack:
+            looks = [stack.enter_context(attention_scores(block.attn, head=0)) for block in self.told]
+            features = self.network.encode(batch.images, cameras, reference_view="first")
         encoding = self.network.camera_encoding(features)
         with exact(batch.images):
-            parts = self._parts(self.patches(features.taps[-1].float()), encoding, truth)
-            # The first half of a tap is what a view knew before it last looked at the others.
-            within = [features.taps[tap][..., : self.network.backbone.dim].float() for tap in MATCHED_TAPS]
-            described = [layer(tokens) for layer, tokens in zip(self.descriptors, within)]
-            parts["matching"] = 0.2 * matching_loss(described, truth)
+            parts = {"camera": camera_loss(encoding, truth.cameras), "ray": 0.0, "depth": 0.0}
+            for layer, tap in zip(self.patches, features.taps[-3:]):
+                for name, value in self._parts(layer(tap.float()), truth).items():
+                    parts[name] = parts[name] + value / len(self.patches)
+            parts["matching"] = 0.2 * matching_loss([look[0] for look in looks], truth)
             cameras = decode_cameras(encoding, features.height, features.width)
-            return torch.stack(list(parts.values())).sum(), _numbers(parts, cameras, truth)
+            return torch.stack(list(parts.values())).sum(), _numbers(parts, cameras, truth, batch.give_cameras)
 
-    def _parts(self, said: Tensor, encoding: Tensor, truth: Geometry) -> dict[str, Tensor]:
+    def _parts(self, said: Tensor, truth: Geometry) -> dict[str, Tensor]:
         rows, columns = truth.cameras.height // PATCH, truth.cameras.width // PATCH
         said = said.unflatten(2, (rows, columns))
         directions, origins, log_depth = said[..., :3], said[..., 3:6], said[..., 6]
@@ -85,38 +92,57 @@ class PatchObjective(nn.Module):
         depth = max_pool2d(truth.depth, PATCH)
         valid = depth > 0
         return {
-            "camera": camera_loss(encoding, truth.cameras),
             "ray": (directions - rays.directions).abs().mean() + 2 * (origins - rays.origins).abs().mean(),
             "depth": 0.5 * ((log_depth - depth.clamp_min(1e-3).log()).abs() * valid).sum() / valid.sum().clamp_min(1),
         }
 
 
-def matching_loss(descriptors: list[Tensor], truth: Geometry) -> Tensor:
-    """Cross entropy of finding, among the patches of the first view, the one that shows what a patch of another view
-    shows in its centre, and the other way round. Each of `descriptors` is (B,S,P,D); `truth` says which patches match.
+@contextmanager
+def attention_scores(attention: Attention, head: int):
+    """A list that holds, after a forward pass within, the scores (B,N,N) of one head before the softmax."""
+    found: list[Tensor] = []
 
-    Patches whose centre the other view does not see do not count.
+    def keep(module: Attention, inputs: tuple) -> None:
+        tokens, rotary = inputs[0], inputs[1]
+        query, key, _ = module.qkv(tokens).unflatten(-1, (3, module.heads, -1))[..., head, :].unbind(2)
+        query, key = module.q_norm(query)[:, None], module.k_norm(key)[:, None]
+        query, key = rotary.rotate(query), rotary.rotate(key)
+        found.append((query.float() @ key.float().transpose(-1, -2))[:, 0] / query.shape[-1] ** 0.5)
+
+    handle = attention.register_forward_pre_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def matching_loss(scores: list[Tensor], truth: Geometry) -> Tensor:
+    """Cross entropy of cross-view attention against the truth: a patch of a further view should look at the patch of
+    the first view that shows what its centre shows, and those of the first view at one of the second.
+
+    `scores` are (B,N,N) over all tokens of all views, a class token before the patches of each. Patches whose centre
+    the other view does not see do not count.
     """
     rows, columns = truth.cameras.height // PATCH, truth.cameras.width // PATCH
+    patches, views = rows * columns, truth.depth.shape[1]
     rays = rays_from_cameras(truth.cameras, rows, columns)
     depth = truth.depth[..., PATCH // 2 :: PATCH, PATCH // 2 :: PATCH]
     points = (rays.origins + depth[..., None] * rays.directions).flatten(2, 3)  # (B,S,P,3)
-    losses = []
-    for view in range(1, truth.depth.shape[1]):
-        for source, target in ((view, 0), (0, view)):
-            pixels, z = project(points[:, source], truth.cameras.select([target]))
-            x, y = (pixels[:, 0] / PATCH).floor().long().unbind(-1)  # (B,P)
-            inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & (z[:, 0] > 0)
-            index = (y * columns + x).clamp(0, rows * columns - 1)
-            there = depth[:, target].flatten(1).gather(1, index)
-            # Patches are coarse, so their depths agree only roughly where they show the same.
-            seen = inside & (depth[:, source].flatten(1) > 0) & ((z[:, 0] / there.clamp_min(1e-6)).log().abs() < 0.1)
-            for tokens in descriptors:
-                unit = normalize(tokens, dim=-1)
-                scores = 10 * unit[:, source] @ unit[:, target].transpose(1, 2)
-                error = cross_entropy(scores.transpose(1, 2), index, reduction="none")
-                losses.append((error * seen).sum() / seen.sum().clamp_min(1))
-    return torch.stack(losses).mean()
+    total, count = 0.0, 0.0
+    for source, target in [(view, 0) for view in range(1, views)] + [(0, 1)]:
+        pixels, z = project(points[:, source], truth.cameras.select([target]))
+        x, y = (pixels[:, 0] / PATCH).floor().long().unbind(-1)  # (B,P)
+        inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & (z[:, 0] > 0)
+        index = (y * columns + x).clamp(0, patches - 1)
+        there = depth[:, target].flatten(1).gather(1, index)
+        # Patches are coarse, so their depths agree only roughly where they show the same.
+        seen = inside & (depth[:, source].flatten(1) > 0) & ((z[:, 0] / there.clamp_min(1e-6)).log().abs() < 0.1)
+        first = source * (1 + patches) + 1
+        for all_scores in scores:
+            answers = all_scores[:, first : first + patches].transpose(1, 2)
+            error = cross_entropy(answers, target * (1 + patches) + 1 + index, reduction="none")
+            total, count = total + (error * seen).sum(), count + seen.sum()
+    return total / torch.as_tensor(count).clamp_min(1)
 
 
 def _targets(batch: GeometryBatch) -> tuple[Geometry, Cameras | None]:
@@ -145,7 +171,9 @@ def smooth_positions(network: DepthAnything3) -> None:
 
 
 @torch.no_grad()
-def _numbers(parts: dict[str, Tensor], cameras: Cameras, truth: Geometry) -> dict[str, float]:
+def _numbers(parts: dict[str, Tensor], cameras: Cameras, truth: Geometry, given: bool) -> dict[str, float]:
+    numbers = {name: float(value.detach()) for name, value in parts.items()}
+    if given:
+        return numbers  # poses that are told are no achievement
     errors = torch.maximum(*relative_pose_errors(cameras, truth.cameras))
-    auc = 100 * float(pose_auc(errors, 30).mean())
-    return {**{name: float(value.detach()) for name, value in parts.items()}, "auc30": auc}
+    return {**numbers, "auc30": 100 * float(pose_auc(errors, 30).mean())}

@@ -61,9 +61,8 @@ def run(
     """
     shares = Shares()
     began = saved = time.monotonic()
-    sums: dict[str, float] = {}
+    seen: dict[str, list[float]] = {}
     stream = iter(batches)
-    first = state.step
     try:
         while state.step < state.config.steps:
             clock = time.monotonic()
@@ -73,15 +72,14 @@ def run(
             shares.data += time.monotonic() - clock
             clock = time.monotonic()
             for name, value in state.advance([batch for _, batch in pairs]).items():
-                sums[name] = sums.get(name, 0.0) + value
+                seen.setdefault(name, []).append(value)
             shares.steps += time.monotonic() - clock
             for episode, _ in pairs:
                 sampler.advance(episode)
             after_step(state.step, pairs[-1][1])
             if state.step % config.log_steps == 0:
-                count = min(config.log_steps, state.step - first)
-                report(state.step, {name: value / count for name, value in sums.items()}, shares)
-                sums = {}
+                report(state.step, {name: sum(values) / len(values) for name, values in seen.items()}, shares)
+                seen = {}
             now = time.monotonic()
             if _any(state, now - saved > config.save_seconds):
                 shares.saving += _save(state, output, sampler)

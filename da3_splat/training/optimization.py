@@ -93,21 +93,22 @@ class TrainingState:
         self.step = self.skipped = 0
 
     def advance(self, batches: Sequence[object]) -> dict[str, float]:
-        """One optimizer step on the mean loss of `batches`; the parts of the loss as numbers.
+        """One optimizer step on the mean loss of `batches`; the parts of the loss as numbers, each the
+        mean over the batches that have it.
 
         A step whose gradient is not finite changes nothing and is counted in `skipped`, on all ranks alike.
         """
         factor = rate_factor(self.step, self.config)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
-        sums: dict[str, float] = {}
+        seen: dict[str, list[float]] = {}
         self.optimizer.zero_grad()
         for index, batch in enumerate(batches):
             with self.fabric.no_backward_sync(self.objective, enabled=index + 1 < len(batches)):
                 loss, parts = self.objective(_Sealed(batch))
                 self.fabric.backward(loss / len(batches))
             for name, value in parts.items():
-                sums[name] = sums.get(name, 0.0) + value / len(batches)
+                seen.setdefault(name, []).append(value)
         norm = nn.utils.clip_grad_norm_(list(self.learned.values()), self.config.clip)
         if bool(torch.isfinite(norm)):
             self.optimizer.step()
@@ -118,7 +119,7 @@ class TrainingState:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), list(self.learned.values()), 1 - decay)
         self.step += 1
-        return sums
+        return {name: sum(values) / len(values) for name, values in seen.items()}
 
     def averaged(self) -> dict[str, Tensor]:
         """State of the objective with the averaged weights in place of the last ones."""

@@ -15,15 +15,18 @@ from da3_splat.losses import (
     CONFIDENCE_WEIGHT,
     camera_loss,
     depth_loss,
+    fit_colors,
     gradient_loss,
     image_loss,
     point_loss,
     ray_loss,
+    scale_shift_invariant_depth_loss,
+    static_pixels,
     student_loss,
 )
-from da3_splat.metrics import absolute_relative_error, psnr, ssim
+from da3_splat.metrics import absolute_relative_error, pose_auc, psnr, relative_pose_errors, ssim
 from da3_splat.training.geometry import normalise_truth
-from da3_splat.types import Geometry, RayMap
+from da3_splat.types import Cameras, Geometry, RayMap
 
 
 def test_depth_loss_by_hand():
@@ -135,3 +138,81 @@ def test_absolute_relative_error_by_hand():
     target = torch.tensor([[[2.0, 4.0, 6.0, 8.0, 0.0]]])
     depth = torch.tensor([[[1.0, 2.0, 3.0, 6.0, 5.0]]])
     assert absolute_relative_error(depth, target).tolist() == pytest.approx([0.125])
+
+
+def test_pose_auc_by_hand():
+    """Errors 0.5, 1.5 and 40 degrees: a third, two thirds and two thirds lie below 1, 2 and 3 degrees."""
+    errors = torch.tensor([[0.5, 1.5, 40.0], [90.0, 90.0, 90.0]])
+    assert pose_auc(errors, 3).tolist() == pytest.approx([5 / 9, 0.0])
+    assert pose_auc(errors[:1], 60).item() == pytest.approx((1 / 3 + 39 * 2 / 3 + 20) / 60)
+
+
+def test_relative_pose_errors_by_hand():
+    """A second camera that is turned by 20 degrees too little and stands to the side instead of in front."""
+    angle = np.radians(20)
+    turn = torch.tensor([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+    true = torch.eye(4).repeat(1, 2, 1, 1)
+    true[0, 1, :3, :3], true[0, 1, 2, 3] = turn, 1.0
+    said = torch.eye(4).repeat(1, 2, 1, 1)
+    said[0, 1, 0, 3] = -5.0
+    intrinsics = torch.eye(3).expand(1, 2, 3, 3)
+
+    def cameras(poses):
+        return Cameras(world_to_camera=poses, intrinsics=intrinsics, height=2, width=3)
+
+    rotation, direction = relative_pose_errors(cameras(said), cameras(true))
+    assert (rotation.item(), direction.item()) == pytest.approx((20, 90), abs=1e-3)
+    opposite = true.clone()
+    opposite[0, 1, 2, 3] = -3.0  # the sign of the direction does not count
+    assert relative_pose_errors(cameras(opposite), cameras(true))[1].item() == pytest.approx(0, abs=1e-3)
+    nowhere = torch.eye(4).repeat(1, 2, 1, 1)
+    assert relative_pose_errors(cameras(nowhere), cameras(true))[1].item() == 90
+    assert relative_pose_errors(cameras(said), cameras(nowhere))[1].item() == 0
+
+
+def test_pose_errors_do_not_see_frame_or_scale():
+    cameras = random_cameras(2, 4, 28, 42)
+    turn = quaternion_to_matrix(torch.tensor([[0.5, 0.1, -0.7, 0.3], [1.0, 2.0, 3.0, 4.0]]))
+    moved = transform_cameras(Similarity(torch.tensor([0.2, 7.0]), turn, torch.randn(2, 3)), cameras)
+    rotation, direction = relative_pose_errors(moved, cameras)
+    assert rotation.shape == direction.shape == (2, 6)
+    assert rotation.max() < 0.05 and direction.max() < 0.05
+
+
+def test_scale_shift_invariant_depth_loss_by_hand():
+    """Any scale and shift costs nothing; errors 0, 0, 3, -3 around a line are counted by the spread of the target."""
+    target = torch.rand(2, 5, 7) + 1
+    mask = torch.ones(2, 5, 7, dtype=torch.bool)
+    assert scale_shift_invariant_depth_loss(3 * target - 0.7, target, mask).item() < 1e-5
+    depth, true = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]]), torch.tensor([[[0.0, 2.0, 3.0, 5.0]]])
+    # Best line: 0 -> 1, 1 -> 4; errors 1 each; the target lies 2.5, 0.5, 0.5, 2.5 from its mean.
+    assert scale_shift_invariant_depth_loss(depth, true, mask[:1, :1, :4]).item() == pytest.approx(1 / 1.5)
+    flat = torch.ones(1, 5, 7)
+    assert scale_shift_invariant_depth_loss(target[:1], flat, mask[:1]).item() == 0
+    depth = (2 * target).requires_grad_()
+    scale_shift_invariant_depth_loss(depth**2, target, mask).backward()
+    assert depth.grad.isfinite().all() and depth.grad.abs().sum() > 0
+
+
+def test_colors_of_another_camera_are_fitted():
+    """An affine change of colour is found and undone; a part that is masked does not disturb it."""
+    torch.manual_seed(3)
+    rendered = torch.rand(2, 3, 12, 17)
+    change = torch.eye(3) * 0.7 + 0.1 * torch.rand(3, 3)
+    target = torch.einsum("nchw,cd->ndhw", rendered, change) + torch.tensor([0.05, -0.02, 0.1])[:, None, None]
+    torch.testing.assert_close(fit_colors(rendered, target), target, rtol=0, atol=2e-3)
+    mask = torch.ones(2, 12, 17, dtype=torch.bool)
+    mask[:, :4] = False
+    spoiled = target.clone()
+    spoiled[:, :, :4] = 1
+    torch.testing.assert_close(fit_colors(rendered, spoiled, mask), target, rtol=0, atol=2e-3)
+
+
+def test_what_moves_is_left_out():
+    """A square that only the target shows is what a share of nine tenths leaves out."""
+    rendered = torch.full((1, 3, 40, 50), 0.5)
+    target = rendered + 0.01 * torch.rand(1, 3, 40, 50)
+    target[:, :, 10:20, 10:20] = 1
+    kept = static_pixels(rendered, target, share=0.9)
+    assert kept.float().mean().item() == pytest.approx(0.9, abs=0.01)
+    assert not kept[0, 12:18, 12:18].any() and kept[0, 25:].all()

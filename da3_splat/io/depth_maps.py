@@ -40,6 +40,14 @@ def depth_files(transforms: str | Path) -> list[tuple[Path, float] | None]:
     integer maps are in thousandths unless `depth_unit_scale_factor` says otherwise."""
     transforms = Path(transforms)
     content = load_json(transforms)
-    unit = json_number(content.get("depth_unit_scale_factor", 1e-3), "depth_unit_scale_factor", str(transforms))
-    names = [frame.get("depth_file_path") for frame in content["frames"]]
-    return [None if name is None else (transforms.parent / name, unit) for name in names]
+    if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
+        raise ValueError(f"{transforms}: no list of frames")
+    unit = json_number(content.get("depth_unit_scale_factor", 1e-3), f"{transforms}: depth_unit_scale_factor")
+    files = []
+    for frame in content["frames"]:
+        name = frame.get("depth_file_path")
+        path = None if name is None else transforms.parent / name
+        if path is not None and not path.resolve().is_relative_to(transforms.parent.resolve()):
+            raise ValueError(f"{transforms}: {name} lies outside {transforms.parent}")
+        files.append(None if path is None else (path, unit))
+    return files

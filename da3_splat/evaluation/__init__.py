@@ -1,1 +1,0 @@
-"""Scoring any method: novel views, poses, depth, reconstruction, each with its protocol beside the numbers."""

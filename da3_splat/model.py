@@ -24,7 +24,7 @@ from da3_splat.backbone.checkpoints import load_checkpoint, preset_of, resolve
 from da3_splat.backbone.network import DepthAnything3, NestedDepthAnything3, metres
 from da3_splat.backbone.presets import NESTED, PRESETS, create_backbone
 from da3_splat.fusion.fuse import FusionConfig, Progress, agree, fuse
-from da3_splat.fusion.merging import merge
+from da3_splat.fusion.merging import merge_pixels
 from da3_splat.fusion.pruning import prune
 from da3_splat.geometry.alignment import Similarity, scaled_about, transform_gaussians
 from da3_splat.geometry.frames import camera_at_origin, cameras_for_encoder, known_poses
@@ -73,9 +73,7 @@ class Da3Splat(nn.Module):
             identity = torch.eye(3, device=scale.device).expand(len(scale), 3, 3)
             gaussians = transform_gaussians(Similarity(scale, identity, scale.new_zeros(len(scale), 3)), gaussians)
         if fuse:
-            pixels = images.shape[-2] * images.shape[-1]
-            merged, _ = merge(geometry, lambda i: gaussians.select(slice(i * pixels, (i + 1) * pixels)))
-            gaussians = prune(merged)
+            gaussians = prune(merge_pixels(geometry, gaussians)[0])
         return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras)
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ def _check_shape(owner: str, name: str, value: Tensor, *shape: int | None) -> No
         raise ValueError(f"{owner}.{name}: expected shape {expected}, got {tuple(value.shape)}")
 
 
-class _Record:
+class Record:
     """What all records share: moving every tensor (and record) they hold."""
 
     def to(self, *args, **kwargs):
@@ -30,7 +30,7 @@ class _Record:
         moved = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, (Tensor, _Record)):
+            if isinstance(value, (Tensor, Record)):
                 moved[item.name] = value.to(*args, **kwargs)
                 if isinstance(value, Tensor) and not value.is_floating_point():
                     moved[item.name] = value.to(moved[item.name].device)
@@ -40,7 +40,7 @@ class _Record:
         """One scene of the batch as a record of batch size 1 (not for Views that bring sparse points)."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         cut = {name: value[index : index + 1] for name, value in values.items() if isinstance(value, Tensor)}
-        cut |= {name: value.item(index) for name, value in values.items() if isinstance(value, _Record)}
+        cut |= {name: value.item(index) for name, value in values.items() if isinstance(value, Record)}
         return replace(self, **cut)
 
     def detach(self):
@@ -48,13 +48,13 @@ class _Record:
         cut = {}
         for item in fields(self):
             value = getattr(self, item.name)
-            if isinstance(value, (Tensor, _Record)):
+            if isinstance(value, (Tensor, Record)):
                 cut[item.name] = value.detach()
         return replace(self, **cut)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cameras(_Record):
+class Cameras(Record):
     """Pinhole cameras. world_to_camera (B,V,4,4), intrinsics (B,V,3,3) in pixels of a height x width image."""
 
     world_to_camera: Tensor
@@ -117,7 +117,7 @@ class Window:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Views(_Record):
+class Views(Record):
     """Pictures that go in. images (B,S,3,H,W) in [0,1]; cameras of the same size or None.
 
     `points` (P,3) and `point_colors` (P,3) in [0,1] are a sparse cloud in the frame of the cameras, where the input
@@ -162,7 +162,7 @@ class Views(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayMap(_Record):
+class RayMap(Record):
     """Rays in the world, not normalised: point = origin + depth * direction. directions, origins (B,S,h,w,3)."""
 
     directions: Tensor
@@ -184,7 +184,7 @@ class RayMap(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry(_Record):
+class Geometry(Record):
     """What the backbone says of S views: z-depth and its confidence (B,S,H,W), cameras, rays, sky (B,S,H,W),
     a score >= 0 that says sky from 0.3 on.
 
@@ -236,7 +236,7 @@ class Geometry(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gaussians(_Record):
+class Gaussians(Record):
     """N Gaussians in the world: means (B,N,3), quats (B,N,4) wxyz, scales (B,N,3) > 0, opacities (B,N) in [0,1],
     sh (B,N,K,3). Optional: confidence (B,N), source_view (B,N) int, mask (B,N) bool (False = padding)."""
 
@@ -289,7 +289,7 @@ class Gaussians(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rendering(_Record):
+class Rendering(Record):
     """Pictures that come out: color (B,V,3,H,W), expected depth (B,V,H,W), alpha (B,V,H,W)."""
 
     color: Tensor
@@ -304,7 +304,7 @@ class Rendering(_Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene(_Record):
+class Scene(Record):
     """A reconstruction: what the network saw, the Gaussians, the cameras of the input views, all in one frame.
 
     `report` says how it was made: times in seconds, counts, where the scale and the poses came from.

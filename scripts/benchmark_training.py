@@ -24,8 +24,7 @@ import tyro
 
 from da3_splat.config import load_config
 from da3_splat.training.episodes import head_batches, make_sampler
-from da3_splat.training.gaussian_head import HeadObjective
-from da3_splat.training.head_recipe import HeadRecipe, build_model, parameter_groups
+from da3_splat.training.head_recipe import HeadRecipe, build_objective, parameter_groups
 from da3_splat.training.optimization import TrainingState, launch
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +58,7 @@ def measure(recipe: HeadRecipe, workers: int, steps: int) -> tuple[float, dict[s
         spent[part] += now() - began
 
     data = replace(recipe.data, workers=workers)
-    objective = HeadObjective(build_model(recipe), recipe.loss, timed=timed)
+    objective = build_objective(recipe, print, timed=timed)
     state = TrainingState(
         launch(recipe.precision), objective, parameter_groups(objective.model, recipe), recipe.optimization
     )

@@ -1,7 +1,7 @@
 """How good a model is on synthetic worlds it was not trained on, beside the trivial answers.
 
     uv run python scripts/evaluate_mini.py                                   50 worlds, the embedded weights
-    uv run python scripts/evaluate_mini.py --model outputs/mini/mini.safetensors --count 10
+    uv run python scripts/evaluate_mini.py --model outputs/mini/head/model.safetensors --count 10
     uv run python scripts/evaluate_mini.py --worlds DIR                      captures that bring depth maps
 
 Novel views: 2, 4 or 8 posed contexts (nested, same targets), PSNR over whole pictures. Poses and depth: 4 views without
@@ -31,7 +31,7 @@ from da3_splat.io.depth_maps import depth_files, read_depth
 from da3_splat.metrics import absolute_relative_error, pose_auc, psnr, relative_pose_errors
 from da3_splat.types import Geometry, Views
 
-HEIGHT, WIDTH, FIRST_SEED = 168, 224, 20_000_000  # training uses seeds from 1, 5 and 9 million on
+HEIGHT, WIDTH, FIRST_SEED = 168, 224, 20_000_000  # training uses seeds from 5 and 200 million on
 VIEWS = 11  # on one arc
 TARGETS = (2, 5, 8)
 CONTEXTS = {2: [0, 10], 4: [0, 3, 7, 10], 8: [0, 1, 3, 4, 6, 7, 9, 10]}

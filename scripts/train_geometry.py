@@ -1,7 +1,8 @@
 """Train a DA3 network's geometry on synthetic worlds; the same command goes on where the last run stopped.
 
-    uv run python scripts/train_geometry.py --config configs/geometry/mini-patches.yaml --output outputs/mini-patches
-    uv run python scripts/train_geometry.py --config configs/geometry/mini.yaml --output outputs/mini --minutes 30
+    uv run python scripts/train_geometry.py --config configs/geometry/mini-patches.yaml --output outputs/mini/patches
+    uv run python scripts/train_geometry.py --config configs/geometry/mini.yaml --output outputs/mini/geometry \\
+        --start outputs/mini/patches/geometry.safetensors --minutes 30
     torchrun --nproc-per-node 8 scripts/train_geometry.py --config ... --output ...
 
 Every batch is a function of the step's number. The last line names the weights, which are the averaged ones.
@@ -19,14 +20,13 @@ import torch
 import tyro
 from rich.console import Console
 from safetensors.torch import save_file
-from torch.utils.data import DataLoader
 
 from da3_splat.backbone import create_backbone, load_checkpoint
 from da3_splat.config import load_config
 from da3_splat.data.synthetic_batches import StepSampler, SyntheticBatches, WorldsConfig
 from da3_splat.io.files import replacing
 from da3_splat.training.geometry import PatchObjective, StudentObjective, smooth_positions
-from da3_splat.training.loop import CHECKPOINT, LoopConfig, Shares, run
+from da3_splat.training.loop import CHECKPOINT, LoopConfig, Shares, make_loader, run
 from da3_splat.training.optimization import OptimizationConfig, TrainingState, launch
 
 
@@ -81,14 +81,11 @@ def main(settings: Settings) -> None:
     if (settings.output / CHECKPOINT).exists():
         sampler.load_state_dict(state.load(settings.output / CHECKPOINT))
         console.print(f"resumed at step {state.step}")
-    workers = dict(num_workers=settings.workers, prefetch_factor=3) if settings.workers else {}
-    loader = DataLoader(SyntheticBatches(sampler), batch_size=None, **workers)
+    loader = make_loader(SyntheticBatches(sampler), settings.workers)
 
     def report(step: int, parts: dict[str, float], shares: Shares) -> None:
         values = "  ".join(f"{name} {value:.3f}" for name, value in parts.items())
-        waiting = shares.data / max(1e-9, shares.data + shares.steps)
-        minutes = (shares.data + shares.steps + shares.saving) / 60
-        console.print(f"step {step}  {values}  {minutes:.1f} min  data {waiting:.0%}  skipped {state.skipped}")
+        console.print(f"step {step}  {values}  {shares}  skipped {state.skipped}")
 
     run(state, loader, sampler, settings.output, settings.loop, report)
     if fabric.global_rank == 0:

@@ -22,13 +22,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from da3_splat.config import load_config
 from da3_splat.model import save_model
-from da3_splat.perceptual import perceptual_distance, why_unavailable
 from da3_splat.training.episodes import head_batches, make_sampler
-from da3_splat.training.gaussian_head import HeadBatch, HeadObjective
-from da3_splat.training.head_recipe import HeadRecipe, build_model, parameter_groups
+from da3_splat.training.gaussian_head import HeadBatch
+from da3_splat.training.head_recipe import HeadRecipe, build_objective, parameter_groups
 from da3_splat.training.loop import CHECKPOINT, LoopConfig, Shares, run
 from da3_splat.training.optimization import TrainingState, launch
-from da3_splat.training.panels import panel
+from da3_splat.training.panels import TITLE, panel
 
 
 @dataclass
@@ -63,11 +62,7 @@ def main(settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     console = Console(quiet=fabric.global_rank > 0)
-    reason = why_unavailable("vgg") if recipe.loss.lpips else "not asked for"
-    if reason and recipe.loss.lpips:
-        console.print(f"training without LPIPS: {reason}", highlight=False)
-    perceptual = None if reason else perceptual_distance("vgg")
-    objective = HeadObjective(build_model(recipe), recipe.loss, perceptual)
+    objective = build_objective(recipe, console.print)
     state = TrainingState(fabric, objective, parameter_groups(objective.model, recipe), recipe.optimization)
     sampler = make_sampler(recipe.data, fabric.global_rank, fabric.world_size)
     if (settings.output / CHECKPOINT).exists():
@@ -77,18 +72,15 @@ def main(settings: Settings) -> None:
     writer = SummaryWriter(str(settings.output)) if fabric.global_rank == 0 else None
 
     def report(step: int, parts: dict[str, float], shares: Shares) -> None:
-        minutes = (shares.data + shares.steps + shares.saving) / 60
-        waiting = shares.data / max(1e-9, shares.data + shares.steps)
         values = "  ".join(f"{name} {value:.4f}" for name, value in parts.items())
         skipped = f"skipped {state.skipped} steps, {getattr(sampler, 'skipped', 0)} scenes"
-        console.print(f"step {step}  {values}  {minutes:.1f} min  data {waiting:.0%}  {skipped}")
+        console.print(f"step {step}  {values}  {shares}  {skipped}")
         for name, value in parts.items() if writer else ():
             writer.add_scalar(name, value, step)
 
     def show(step: int, batch: HeadBatch) -> None:
         if writer and step % settings.panel_steps == 0:
-            with torch.no_grad():
-                writer.add_image("input, depth, novel view, truth, error", panel(batch, objective.predict(batch)), step)
+            writer.add_image(TITLE, panel(batch.to(fabric.device), objective), step)
 
     run(state, batches, sampler, settings.output, settings.loop, report, show)
     if fabric.global_rank == 0:

@@ -378,6 +378,24 @@ def test_head_episodes(source, tmp_path):
         make_sampler(DataConfig("captures", tmp_path / "nothing"))
 
 
+def test_a_capture_with_both_kinds_of_cameras_is_one_scene(tmp_path):
+    """transforms.json with a COLMAP model below it is one scene; a COLMAP model alone is one, too."""
+    for name in ("both/transforms.json", "both/sparse/0/cameras.bin", "colmap/sparse/0/cameras.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    sampler = make_sampler(DataConfig("captures", tmp_path))
+    assert [scene.path.relative_to(tmp_path).as_posix() for scene in sampler.scenes] == ["both", "colmap/sparse/0"]
+
+
+def test_batches_move_whole():
+    """Everything that a step computes with goes to the step's device."""
+    moved = head_batch().to("meta")
+    tensors = [moved.depth, moved.context.images, moved.target.images, moved.target.cameras.intrinsics]
+    moved = make_batch(TINY, 0).to("meta")
+    tensors += [moved.images, moved.truth.depth, moved.truth.cameras.world_to_camera]
+    assert all(tensor.is_meta for tensor in tensors)
+
+
 def test_recipes_load():
     """Every file in configs/ is a recipe, and says the paper's numbers where it claims to."""
     files = sorted((ROOT / "configs" / "head").glob("*.yaml"))

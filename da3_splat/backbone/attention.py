@@ -25,14 +25,20 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:
         """Tokens (B,N,D) to the same; `mask` (N,N) bool says which column a row may look at."""
         batch, count, dim = tokens.shape
-        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B,heads,N,D/heads)
-        query, key = self.q_norm(query), self.k_norm(key)
-        if rotary is not None:
-            query, key = rotary.rotate(query), rotary.rotate(key)
+        query, key, value = self.project(tokens, rotary)
         query, key = query.to(value.dtype), key.to(value.dtype)  # LayerNorm answers in float32 under autocast
         mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
+
+    def project(self, tokens: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys as they are compared, and values, each (B,heads,N,D/heads)."""
+        batch, count, dim = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key = self.q_norm(query), self.k_norm(key)
+        if rotary is not None:
+            query, key = rotary.rotate(query), rotary.rotate(key)
+        return query, key, value
 
 
 class SwiGLU(nn.Module):

@@ -20,9 +20,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from da3_splat.data.loading import load_covering
+from da3_splat.data.sequences import worker_share
 from da3_splat.data.view_selection import bounded_gap_views, farthest_point_views
 from da3_splat.data.views import PATCH
 from da3_splat.io.frames import Frame
@@ -261,8 +262,7 @@ class EpisodeDataset(IterableDataset):
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[LoadedEpisode]:
-        worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        first, step = worker_share()
         for episode, (context, target) in self.sampler.stream(_load, first, step):
             yield LoadedEpisode(episode, context, target)
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
+from da3_splat.data.sequences import SequenceState, items_from
 from da3_splat.data.synthetic import make_scenes
-from da3_splat.types import Geometry
+from da3_splat.types import Geometry, Record
 
 FIRST_SEED = 100_000_000  # worlds of heads, evaluations and tests have other seeds
 
@@ -32,7 +33,7 @@ class WorldsConfig:
 
 
 @dataclass(frozen=True)
-class GeometryBatch:
+class GeometryBatch(Record):
     """Pictures (B,S,3,H,W) of a batch and their true geometry, in any order of the views."""
 
     images: Tensor
@@ -41,7 +42,7 @@ class GeometryBatch:
 
 
 @dataclass
-class StepSampler:
+class StepSampler(SequenceState):
     """Where a run stands: the batch is a function of the seed, the step and the rank."""
 
     config: WorldsConfig
@@ -49,18 +50,13 @@ class StepSampler:
     world_size: int = 1
     position: int = 0
 
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
     def advance(self, position: int) -> None:
         """Say that the batch of `position` has been used."""
         self.position = position + 1
-
-    def state_dict(self) -> dict[str, int]:
-        return {"seed": self.config.seed, "world_size": self.world_size, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a state; ValueError where it belongs to another sequence."""
-        if (state.get("seed"), state.get("world_size")) != (self.config.seed, self.world_size):
-            raise ValueError(f"sampler state: belongs to another seed or number of ranks: {state}")
-        self.position = state["position"]
 
 
 class SyntheticBatches(IterableDataset):
@@ -70,12 +66,12 @@ class SyntheticBatches(IterableDataset):
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[tuple[int, GeometryBatch]]:
-        worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        position = self.sampler.position + first
-        while True:
-            yield position, make_batch(self.sampler.config, position, self.sampler.rank, self.sampler.world_size)
-            position += step
+        sampler = self.sampler
+
+        def numbered(position: int) -> tuple[int, GeometryBatch]:
+            return position, make_batch(sampler.config, position, sampler.rank, sampler.world_size)
+
+        return items_from(sampler.position, numbered)
 
 
 def make_batch(config: WorldsConfig, position: int, rank: int = 0, world_size: int = 1) -> GeometryBatch:

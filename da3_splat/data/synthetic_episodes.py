@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset
 
 from da3_splat.data.episodes import Episode, LoadedEpisode, Shape
+from da3_splat.data.sequences import SequenceState, items_from
 from da3_splat.data.synthetic import render_worlds, sample_cameras, sample_worlds
 from da3_splat.types import Views
 
@@ -16,7 +17,7 @@ FIRST_SEED = 5_000_000  # worlds of evaluations and tests have other seeds
 
 
 @dataclass
-class SyntheticSampler:
+class SyntheticSampler(SequenceState):
     """Where a run stands in its worlds. World number n of all ranks together is drawn from `seed` and n."""
 
     shapes: Sequence[Shape]
@@ -24,11 +25,6 @@ class SyntheticSampler:
     rank: int = 0
     world_size: int = 1
     position: int = 0
-
-    @property
-    def used(self) -> int:
-        """Episodes used so far."""
-        return self.position
 
     def episode(self, position: int) -> Episode:
         """Episode number `position` of this rank; all ranks draw the same shape."""
@@ -55,18 +51,6 @@ class SyntheticSampler:
         """Say that `episode` has been used."""
         self.position = episode.position + 1
 
-    def state_dict(self) -> dict[str, int]:
-        return {"seed": self.seed, "world_size": self.world_size, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a state; ValueError where it belongs to another sequence."""
-        for name in ("seed", "world_size"):
-            if state.get(name) != getattr(self, name):
-                raise ValueError(
-                    f"sampler state: {name} differ: the state is of {state.get(name)}, this is {getattr(self, name)}"
-                )
-        self.position = state["position"]
-
 
 class SyntheticEpisodes(IterableDataset):
     """The worlds of a sampler, rendered, with true depth; the order is the same for any number of workers."""
@@ -75,12 +59,7 @@ class SyntheticEpisodes(IterableDataset):
         self.sampler = sampler
 
     def __iter__(self) -> Iterator[LoadedEpisode]:
-        worker = get_worker_info()
-        first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        position = self.sampler.position + first
-        while True:
-            yield load_world(self.sampler.episode(position))
-            position += step
+        return items_from(self.sampler.position, lambda position: load_world(self.sampler.episode(position)))
 
 
 def load_world(episode: Episode) -> LoadedEpisode:

@@ -59,6 +59,12 @@ class Spots:
     floating: int
 
 
+def merge_pixels(geometry: Geometry, gaussians: Gaussians) -> tuple[Gaussians, MergeCounts]:
+    """`merge` of pixel-aligned Gaussians (1,S*H*W) that are all there already, view after view in row order."""
+    pixels = geometry.depth.shape[-2] * geometry.depth.shape[-1]
+    return merge(geometry, lambda view: gaussians.select(slice(view * pixels, (view + 1) * pixels)))
+
+
 def merge(
     geometry: Geometry,
     gaussians_of_view: Callable[[int], Gaussians],

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from da3_splat.io.transforms_json import json_number, load_json
+from da3_splat.io.transforms_json import inside, json_number, load_json
 
 
 def read_depth(path: str | Path, unit: float = 1.0) -> Tensor:
@@ -46,8 +46,5 @@ def depth_files(transforms: str | Path) -> list[tuple[Path, float] | None]:
     files = []
     for frame in content["frames"]:
         name = frame.get("depth_file_path")
-        path = None if name is None else transforms.parent / name
-        if path is not None and not path.resolve().is_relative_to(transforms.parent.resolve()):
-            raise ValueError(f"{transforms}: {name} lies outside {transforms.parent}")
-        files.append(None if path is None else (path, unit))
+        files.append(None if name is None else (inside(transforms.parent, name, str(transforms)), unit))
     return files

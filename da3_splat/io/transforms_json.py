@@ -51,7 +51,7 @@ def read_transforms(path: str | Path) -> tuple[list[Frame], Path | None]:
     if points is not None and not isinstance(points, str):
         raise ValueError(f"{path}: ply_file_path: expected a file name, got {points!r:.80}")
     return [_frame(folder, content, frame, f"{path}: frame {i}") for i, frame in enumerate(frames)], (
-        _inside(folder, points, str(path)) if points else None
+        inside(folder, points, str(path)) if points else None
     )
 
 
@@ -74,8 +74,8 @@ def _frame(folder: Path, shared: dict, frame: dict, where: str) -> Frame:
     if mask is not None and not isinstance(mask, str):
         raise ValueError(f"{where}: mask_path: expected a file name, got {mask!r}")
     return Frame(
-        path=_inside(folder, frame["file_path"], where),
-        mask=None if mask is None else _inside(folder, mask, where),
+        path=inside(folder, frame["file_path"], where),
+        mask=None if mask is None else inside(folder, mask, where),
         height=height,
         width=width,
         world_to_camera=opengl_to_world_to_camera(matrix),
@@ -151,7 +151,7 @@ def _lens(kind: str, pinhole: list[float], distortion: list[float], where: str) 
     )
 
 
-def _inside(folder: Path, name: str, where: str) -> Path:
+def inside(folder: Path, name: str, where: str) -> Path:
     """The file `name` of the capture; a name that leads out of its folder is refused."""
     path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):

@@ -20,6 +20,15 @@ def _adam(rate: float, decays: bool = False) -> dict:
     return {"optimizer": AdamOptimizerConfig(lr=rate, eps=1e-15), "scheduler": DecayConfig() if decays else None}
 
 
+def _on_this_machine() -> dict:
+    """CUDA where there is some, and a viewer that nobody else can reach."""
+    return {
+        "machine": MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
+        "viewer": ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
+        "vis": "viewer+tensorboard",
+    }
+
+
 da3_splat_method = MethodSpecification(
     config=Da3SplatTrainerConfig(
         method_name="da3-splat",
@@ -45,9 +54,7 @@ da3_splat_method = MethodSpecification(
             "camera_opt": _adam(1e-4, decays=True),
             "bilateral_grid": _adam(2e-3, decays=True),
         },
-        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
-        vis="viewer+tensorboard",
+        **_on_this_machine(),
     ),
     description="Depth Anything 3 places the Gaussians in one pass; Splatfacto refines them. Works without a GPU.",
 )
@@ -60,9 +67,7 @@ da3_splat_head_method = MethodSpecification(
         steps_per_eval_image=100,
         pipeline=HeadPipelineConfig(),
         optimizers={},
-        machine=MachineConfig(device_type="cuda" if torch.cuda.is_available() else "cpu"),
-        viewer=ViewerConfig(num_rays_per_chunk=1 << 15, websocket_host="127.0.0.1"),
-        vis="viewer+tensorboard",
+        **_on_this_machine(),
     ),
     description="Train the Gaussian head of da3-splat over many scenes (one process; torchrun: scripts/train_head.py).",
 )

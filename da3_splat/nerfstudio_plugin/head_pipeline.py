@@ -12,6 +12,7 @@ from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
 from nerfstudio.data.scene_box import SceneBox
 from nerfstudio.models.base_model import Model, ModelConfig
 from nerfstudio.pipelines.base_pipeline import Pipeline, VanillaPipelineConfig
+from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 
 from da3_splat.nerfstudio_plugin.cameras import from_nerfstudio, to_nerfstudio
@@ -31,14 +32,11 @@ class HeadPipelineConfig(VanillaPipelineConfig):
 class HeadPipeline(Pipeline):
     """A recipe's episodes and objective, in the places where Nerfstudio looks for data and model."""
 
-    def __init__(
-        self, config: HeadPipelineConfig, device: str, test_mode="val", world_size=1, local_rank=0, grad_scaler=None
-    ):
+    def __init__(self, config: HeadPipelineConfig, device: str, test_mode: str = "val", **of_other_pipelines):
         super().__init__()
         from da3_splat.config import load_config  # here, so that ns-train --help does not import them
         from da3_splat.training.episodes import make_sampler
-        from da3_splat.training.gaussian_head import HeadObjective
-        from da3_splat.training.head_recipe import HeadRecipe, build_model
+        from da3_splat.training.head_recipe import HeadRecipe, build_objective
 
         recipe = HeadRecipe() if config.recipe is None else load_config(HeadRecipe, config.recipe)
         path = config.datamanager.data or recipe.data.path
@@ -46,7 +44,7 @@ class HeadPipeline(Pipeline):
         self.config, self.test_mode, self.world_size = config, test_mode, 1
         self.recipe = replace(recipe, data=replace(recipe.data, path=path, source=source))
         # Not registered: a backbone of gigabytes must not land in every checkpoint.
-        self.unregistered = [HeadObjective(build_model(self.recipe).to(device), self.recipe.loss)]
+        self.unregistered = [build_objective(self.recipe, CONSOLE.log).to(device)]
         self.datamanager = EpisodeDatamanager(make_sampler(self.recipe.data), self.recipe)
         self._model = HeadModel(self.objective, self.datamanager)
         self.model.to(device)
@@ -133,7 +131,7 @@ class HeadModel(Model):
         objective, datamanager = self.unregistered
         with torch.no_grad():
             if self.stale:
-                self.gaussians = objective.predict(to_device(datamanager.shown, self.device)).gaussians[0]
+                self.gaussians = objective.predict(datamanager.shown.to(self.device)).gaussians[0]
                 self.stale = False
             rendering = render(self.gaussians, from_nerfstudio(camera.to(self.device)))
         maps = {"depth": rendering.depth, "accumulation": rendering.alpha}
@@ -144,10 +142,4 @@ class HeadModel(Model):
         return self.get_outputs(camera)
 
     def get_image_metrics_and_images(self, outputs, batch):
-        raise NotImplementedError("da3-splat-head has no evaluation set; use `da3-splat evaluate`")
-
-
-def to_device(batch, device: torch.device):
-    """The batch on another device."""
-    depth = None if batch.depth is None else batch.depth.to(device)
-    return replace(batch, context=batch.context.to(device), target=batch.target.to(device), depth=depth)
+        raise NotImplementedError("da3-splat-head has no evaluation set")

@@ -11,8 +11,8 @@ from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from torch import Tensor
 
-from da3_splat.io.files import replacing
-from da3_splat.nerfstudio_plugin.head_pipeline import HeadPipeline, to_device
+from da3_splat.nerfstudio_plugin.head_pipeline import HeadPipeline
+from da3_splat.nerfstudio_plugin.trainer import checkpoint_to_load, write_checkpoint
 
 
 @dataclass
@@ -29,12 +29,7 @@ class HeadTrainer(Trainer):
         from da3_splat.training.optimization import TrainingState, launch
 
         recipe, objective = self.pipeline.recipe, self.pipeline.objective
-        checkpoint = self.config.load_checkpoint
-        if self.config.load_dir is not None:
-            found = sorted(self.config.load_dir.glob("step-*.ckpt"))
-            if not found:
-                raise FileNotFoundError(f"{self.config.load_dir}: no step-*.ckpt in this folder")
-            checkpoint = found[-1]
+        checkpoint = checkpoint_to_load(self.config)
         saved = None if checkpoint is None else torch.load(checkpoint, map_location="cpu", weights_only=True)
         done = 0 if saved is None else saved["step"] + 1
         optimization = replace(recipe.optimization, steps=done + self.config.max_num_iterations)
@@ -52,18 +47,17 @@ class HeadTrainer(Trainer):
 
     def train_iteration(self, step: int) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """One step of the shared training state."""
-        from da3_splat.training.panels import panel
+        from da3_splat.training.panels import TITLE, panel
 
         pairs = [next(self.batches) for _ in range(self.state.config.accumulate)]
-        batches = [to_device(batch, self.pipeline.device) for _, batch in pairs]
-        parts = {name: torch.tensor(value) for name, value in self.state.advance(batches).items()}
+        seen = self.state.advance([batch for _, batch in pairs])
+        parts = {name: torch.tensor(value) for name, value in seen.items()}
         for episode, _ in pairs:
             self.pipeline.datamanager.sampler.advance(episode)
         self.pipeline.model.stale = True
         if self.config.steps_per_eval_image and step % self.config.steps_per_eval_image == 0:
-            with torch.no_grad():
-                picture = panel(batches[-1], self.pipeline.objective.predict(batches[-1]))
-            writer.put_image("input, depth, novel view, truth, error", picture.permute(1, 2, 0), step)
+            picture = panel(pairs[-1][1].to(self.pipeline.device), self.pipeline.objective)
+            writer.put_image(TITLE, picture.permute(1, 2, 0), step)
         return parts.pop("loss"), parts, {"skipped_steps": torch.tensor(float(self.state.skipped))}
 
     @check_main_thread
@@ -71,14 +65,10 @@ class HeadTrainer(Trainer):
         """Write the checkpoint and model.safetensors (averaged weights) beside their places and rename them."""
         from da3_splat.model import save_model
 
-        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         training = self.state.state_dict(self.pipeline.datamanager.sampler.state_dict())
         nothing: dict = {"optimizers": {}, "schedulers": {}, "scalers": {}}
-        with replacing(path) as beside:
-            torch.save({"step": step, "pipeline": self.state.average, "training": training, **nothing}, beside)
-        for other in self.checkpoint_dir.glob("step-*.ckpt") if self.config.save_only_latest_checkpoint else ():
-            if other != path:
-                other.unlink()
+        state = {"step": step, "pipeline": self.state.average, "training": training, **nothing}
+        write_checkpoint(self.checkpoint_dir, state, self.config.save_only_latest_checkpoint)
         objective = self.pipeline.objective
         last = {name: value.clone() for name, value in objective.state_dict().items()}
         objective.load_state_dict(self.state.averaged())

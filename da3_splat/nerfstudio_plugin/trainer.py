@@ -26,7 +26,7 @@ class Da3SplatTrainer(Trainer):
 
     def setup_optimizers(self) -> Optimizers:
         """Give the model its Gaussians before the optimizers take hold of the parameters."""
-        checkpoint, done = self._checkpoint_to_load(), 0
+        checkpoint, done = checkpoint_to_load(self.config), 0
         if checkpoint is None:
             self.pipeline.start_from_network()
         else:
@@ -38,16 +38,6 @@ class Da3SplatTrainer(Trainer):
             if isinstance(group["scheduler"], DecayConfig) and group["scheduler"].steps is None:
                 group["scheduler"].steps = done + self.config.max_num_iterations
         return Optimizers(config, self.pipeline.get_param_groups())
-
-    def _checkpoint_to_load(self) -> Path | None:
-        if self.config.load_dir is None:
-            return self.config.load_checkpoint
-        if self.config.load_step is not None:
-            return self.config.load_dir / f"step-{self.config.load_step:09d}.ckpt"
-        found = sorted(self.config.load_dir.glob("step-*.ckpt"))
-        if not found:
-            raise FileNotFoundError(f"{self.config.load_dir}: no step-*.ckpt in this folder")
-        return found[-1]
 
     def train(self) -> None:
         """As the base class; zero iterations save the feed-forward result (the base class would fail)."""
@@ -67,7 +57,6 @@ class Da3SplatTrainer(Trainer):
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:
         """Write the checkpoint beside its place and rename it, then drop the older ones."""
-        path = self.checkpoint_dir / f"step-{step:09d}.ckpt"
         state = {
             "step": step,
             "pipeline": self.pipeline.state_dict(),
@@ -75,9 +64,27 @@ class Da3SplatTrainer(Trainer):
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
         }
-        with replacing(path) as beside:
-            torch.save(state, beside)
-        if self.config.save_only_latest_checkpoint:
-            for other in self.checkpoint_dir.glob("step-*.ckpt"):
-                if other != path:
-                    other.unlink()
+        write_checkpoint(self.checkpoint_dir, state, self.config.save_only_latest_checkpoint)
+
+
+def checkpoint_to_load(config: TrainerConfig) -> Path | None:
+    """The checkpoint that --load-dir (the latest, or that of --load-step) or --load-checkpoint names; None: neither."""
+    if config.load_dir is None:
+        return config.load_checkpoint
+    if config.load_step is not None:
+        return config.load_dir / f"step-{config.load_step:09d}.ckpt"
+    found = sorted(config.load_dir.glob("step-*.ckpt"))
+    if not found:
+        raise FileNotFoundError(f"{config.load_dir}: no step-*.ckpt in this folder")
+    return found[-1]
+
+
+def write_checkpoint(folder: Path, state: dict, only_latest: bool) -> None:
+    """Write the checkpoint of state["step"] beside its place and rename it; then drop the others, if they are not
+    wanted."""
+    path = folder / f"step-{state['step']:09d}.ckpt"
+    with replacing(path) as beside:
+        torch.save(state, beside)
+    for other in folder.glob("step-*.ckpt") if only_latest else ():
+        if other != path:
+            other.unlink()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
-
-from torch.utils.data import DataLoader
 
 from da3_splat.data.captures import find_frames
 from da3_splat.data.episodes import (
@@ -24,6 +21,7 @@ from da3_splat.data.episodes import (
 from da3_splat.data.synthetic_episodes import SyntheticEpisodes, SyntheticSampler
 from da3_splat.io.frames import Frame
 from da3_splat.training.gaussian_head import HeadBatch
+from da3_splat.training.loop import make_loader
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,7 @@ def make_sampler(config: DataConfig, rank: int = 0, world_size: int = 1) -> Epis
         shapes = shapes_for_budget(config.sizes, config.tokens, config.targets)
     else:
         shapes = tuple(Shape(*size, config.contexts, config.targets) for size in config.sizes)
-    shapes = tuple(
-        Shape(shape.height, shape.width, shape.contexts, shape.targets, config.target_size) for shape in shapes
-    )
+    shapes = tuple(replace(shape, target_size=config.target_size) for shape in shapes)
     if config.source == "synthetic":
         return SyntheticSampler(shapes, config.seed, rank, world_size)
     if config.path is None:
@@ -100,7 +96,9 @@ def _scenes(config: DataConfig) -> list:
 
         return megadepth.without_test_landmarks(megadepth.find_scenes(config.path)[0])
     found = {path.parent for path in config.path.rglob("transforms.json")}
-    found |= {path.parent for pattern in ("cameras.bin", "cameras.txt") for path in config.path.rglob(pattern)}
+    models = {path.parent for name in ("cameras.bin", "cameras.txt") for path in config.path.rglob(name)}
+    # A capture often brings both: its COLMAP model is the same scene once more.
+    found |= {path for path in models if not found.intersection(path.parents)}
     return [CaptureScene(path) for path in sorted(found)]
 
 
@@ -110,17 +108,8 @@ def head_batches(
     """Batches from where the sampler stands; those from position `merge_after` of the run on ask for merging."""
     synthetic = isinstance(sampler, SyntheticSampler)
     dataset = SyntheticEpisodes(sampler) if synthetic else EpisodeDataset(sampler)
-    workers = {}
-    if config.workers:
-        workers = dict(num_workers=config.workers, prefetch_factor=3, worker_init_fn=_end_quietly)
-    first = sampler.used
-    for number, loaded in enumerate(DataLoader(dataset, batch_size=None, **workers), start=first):
+    for number, loaded in enumerate(make_loader(dataset, config.workers), start=sampler.used):
         yield loaded.episode, head_batch(loaded, config, merged=number >= merge_after)
-
-
-def _end_quietly(worker: int) -> None:
-    # pycolmap prints a stack trace where a process is told to end, which is how a loader's workers end.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def head_batch(loaded: LoadedEpisode, config: DataConfig, merged: bool) -> HeadBatch:

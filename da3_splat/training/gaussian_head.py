@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from da3_splat.fusion.merging import merge
+from da3_splat.fusion.merging import merge_pixels
 from da3_splat.geometry.frames import baseline_scale, cameras_for_encoder
 from da3_splat.losses import fit_colors, scale_shift_invariant_depth_loss, static_pixels
 from da3_splat.metrics import ssim
 from da3_splat.model import Da3Splat
 from da3_splat.rendering import render
 from da3_splat.training.geometry import exact
-from da3_splat.types import Gaussians, Geometry, Rendering, Views
+from da3_splat.types import Gaussians, Geometry, Record, Rendering, Views
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class HeadLossConfig:
 
 
 @dataclass(frozen=True)
-class HeadBatch:
+class HeadBatch(Record):
     """Context (B,S) and target (B,V) views with cameras, and the contexts' true depth (B,S,H,W; 0: none) where known.
 
     `pose_free`: the backbone poses all views, targets as queries that the contexts never see. `merged`: Gaussians are
@@ -115,7 +115,8 @@ class HeadObjective(nn.Module):
         with self.timed("render"), exact(batch.context.images):
             if not batch.merged:
                 return Prediction([gaussians], render(gaussians, target_cameras), geometry)
-            clouds = [_merged(gaussians, geometry, item) for item in range(len(geometry.depth))]
+            scenes = range(len(geometry.depth))
+            clouds = [merge_pixels(geometry.item(i), gaussians.item(i))[0] for i in scenes]
             parts = [render(cloud, target_cameras.item(item)) for item, cloud in enumerate(clouds)]
             maps = {name: torch.cat([getattr(part, name) for part in parts]) for name in ("color", "depth", "alpha")}
             return Prediction(clouds, Rendering(**maps), geometry)
@@ -173,14 +174,6 @@ class HeadObjective(nn.Module):
         # Where nothing better is known, the backbone's depth keeps the head from moving surfaces.
         target = (geometry.depth.detach() if batch.depth is None else batch.depth)[:, view[0]]
         return scale_shift_invariant_depth_loss(depth, target, target > 0)
-
-
-def _merged(gaussians: Gaussians, geometry: Geometry, item: int) -> Gaussians:
-    """The Gaussians of one scene of the batch after merging."""
-    height, width = geometry.depth.shape[-2:]
-    one = gaussians.item(item)
-    pixels = height * width
-    return merge(geometry.item(item), lambda i: one.select(slice(i * pixels, (i + 1) * pixels)))[0]
 
 
 def _scaled_to(depth: Tensor, true: Tensor) -> Tensor:

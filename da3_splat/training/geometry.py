@@ -75,25 +75,27 @@ class PatchObjective(nn.Module):
             features = self.network.encode(batch.images, cameras, reference_view="first")
         encoding = self.network.camera_encoding(features)
         with exact(batch.images):
-            parts = {"camera": camera_loss(encoding, truth.cameras), "ray": 0.0, "depth": 0.0}
-            for layer, tap in zip(self.patches, features.taps[-3:]):
-                for name, value in self._parts(layer(tap.float()), truth).items():
-                    parts[name] = parts[name] + value / len(self.patches)
-            parts["matching"] = 0.2 * matching_loss([look[0] for look in looks], truth)
+            said = torch.stack([layer(tap.float()) for layer, tap in zip(self.patches, features.taps[-3:])])
+            parts = {
+                "camera": camera_loss(encoding, truth.cameras),
+                **self._parts(said, truth),
+                "matching": 0.2 * matching_loss([look[0] for look in looks], truth),
+            }
             cameras = decode_cameras(encoding, features.height, features.width)
             return torch.stack(list(parts.values())).sum(), _numbers(parts, cameras, truth, batch.give_cameras)
 
     def _parts(self, said: Tensor, truth: Geometry) -> dict[str, Tensor]:
+        """Ray and depth losses of what the linear layers say (3,B,S,P,7), their mean."""
         rows, columns = truth.cameras.height // PATCH, truth.cameras.width // PATCH
-        said = said.unflatten(2, (rows, columns))
-        directions, origins, log_depth = said[..., :3], said[..., 3:6], said[..., 6]
+        directions, origins, log_depth = said.unflatten(3, (rows, columns)).split([3, 3, 1], dim=-1)
         rays = rays_from_cameras(truth.cameras, rows, columns)
         # The farthest pixel of a patch: sky has depth 0, and a mean over an edge is nobody's depth.
         depth = max_pool2d(truth.depth, PATCH)
-        valid = depth > 0
+        valid = (depth > 0).expand_as(log_depth[..., 0])
+        error = (log_depth[..., 0] - depth.clamp_min(1e-3).log()).abs()
         return {
             "ray": (directions - rays.directions).abs().mean() + 2 * (origins - rays.origins).abs().mean(),
-            "depth": 0.5 * ((log_depth - depth.clamp_min(1e-3).log()).abs() * valid).sum() / valid.sum().clamp_min(1),
+            "depth": 0.5 * (error * valid).sum() / valid.sum().clamp_min(1),
         }
 
 
@@ -103,11 +105,8 @@ def attention_scores(attention: Attention, head: int):
     found: list[Tensor] = []
 
     def keep(module: Attention, inputs: tuple) -> None:
-        tokens, rotary = inputs[0], inputs[1]
-        query, key, _ = module.qkv(tokens).unflatten(-1, (3, module.heads, -1))[..., head, :].unbind(2)
-        query, key = module.q_norm(query)[:, None], module.k_norm(key)[:, None]
-        query, key = rotary.rotate(query), rotary.rotate(key)
-        found.append((query.float() @ key.float().transpose(-1, -2))[:, 0] / query.shape[-1] ** 0.5)
+        query, key = (part[:, head].float() for part in module.project(*inputs[:2])[:2])
+        found.append(query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5)
 
     handle = attention.register_forward_pre_hook(keep)
     try:
@@ -121,14 +120,14 @@ def matching_loss(scores: list[Tensor], truth: Geometry) -> Tensor:
     the first view that shows what its centre shows, and those of the first view at one of the second.
 
     `scores` are (B,N,N) over all tokens of all views, a class token before the patches of each. Patches whose centre
-    the other view does not see do not count.
+    the other view does not see do not count; worlds count alike, so that ranks may share a batch.
     """
     rows, columns = truth.cameras.height // PATCH, truth.cameras.width // PATCH
     patches, views = rows * columns, truth.depth.shape[1]
     rays = rays_from_cameras(truth.cameras, rows, columns)
     depth = truth.depth[..., PATCH // 2 :: PATCH, PATCH // 2 :: PATCH]
     points = (rays.origins + depth[..., None] * rays.directions).flatten(2, 3)  # (B,S,P,3)
-    total, count = 0.0, 0.0
+    total, count = points.new_zeros(len(points)), points.new_zeros(len(points))
     for source, target in [(view, 0) for view in range(1, views)] + [(0, 1)]:
         pixels, z = project(points[:, source], truth.cameras.select([target]))
         x, y = (pixels[:, 0] / PATCH).floor().long().unbind(-1)  # (B,P)
@@ -141,8 +140,8 @@ def matching_loss(scores: list[Tensor], truth: Geometry) -> Tensor:
         for all_scores in scores:
             answers = all_scores[:, first : first + patches].transpose(1, 2)
             error = cross_entropy(answers, target * (1 + patches) + 1 + index, reduction="none")
-            total, count = total + (error * seen).sum(), count + seen.sum()
-    return total / torch.as_tensor(count).clamp_min(1)
+            total, count = total + (error * seen).sum(dim=1), count + seen.sum(dim=1)
+    return (total / count.clamp_min(1)).mean()
 
 
 def _targets(batch: GeometryBatch) -> tuple[Geometry, Cameras | None]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from da3_splat.backbone.checkpoints import load_checkpoint, resolve
 from da3_splat.model import Da3Splat, create_model, load_model
+from da3_splat.perceptual import perceptual_distance, why_unavailable
 from da3_splat.training.episodes import DataConfig
-from da3_splat.training.gaussian_head import HeadLossConfig
+from da3_splat.training.gaussian_head import HeadLossConfig, HeadObjective
 from da3_splat.training.optimization import OptimizationConfig
 
 
@@ -56,6 +58,18 @@ def build_model(recipe: HeadRecipe) -> Da3Splat:
     else:
         model.network.backbone.checkpointing = recipe.checkpointing
     return model
+
+
+def build_objective(recipe: HeadRecipe, say: Callable[[str], None], **options) -> HeadObjective:
+    """What a recipe minimises; `say` is told where it asks for LPIPS and its weights are not on this machine."""
+    perceptual = None
+    if recipe.loss.lpips:
+        reason = why_unavailable("vgg")
+        if reason is None:
+            perceptual = perceptual_distance("vgg")
+        else:
+            say(f"training without LPIPS: {reason}")
+    return HeadObjective(build_model(recipe), recipe.loss, perceptual, **options)
 
 
 def parameter_groups(model: Da3Splat, recipe: HeadRecipe) -> dict[float, list[nn.Parameter]]:

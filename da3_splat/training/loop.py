@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
+
+from torch.utils.data import DataLoader, IterableDataset
 
 from da3_splat.training.optimization import TrainingState
 
@@ -42,6 +45,22 @@ class Shares:
     data: float = 0.0
     steps: float = 0.0
     saving: float = 0.0
+
+    def __str__(self) -> str:
+        waiting = self.data / max(1e-9, self.data + self.steps)
+        return f"{(self.data + self.steps + self.saving) / 60:.1f} min  data {waiting:.0%}"
+
+
+def make_loader(dataset: IterableDataset, workers: int) -> DataLoader:
+    """The items of a data set as they are, from worker processes that run ahead; 0: made where they are asked for."""
+    if workers == 0:
+        return DataLoader(dataset, batch_size=None)
+    return DataLoader(dataset, batch_size=None, num_workers=workers, prefetch_factor=3, worker_init_fn=_end_quietly)
+
+
+def _end_quietly(worker: int) -> None:
+    # pycolmap prints a stack trace where a process is told to end, which is how a loader's workers end.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def run(
@@ -81,20 +100,18 @@ def run(
                 report(state.step, {name: sum(values) / len(values) for name, values in seen.items()}, shares)
                 seen = {}
             now = time.monotonic()
-            if _any(state, now - saved > config.save_seconds):
+            late = config.minutes is not None and now - began > 60 * config.minutes
+            # Clocks differ, and all ranks must save and stop together: rank 0 says.
+            save, stop = state.fabric.broadcast((now - saved > config.save_seconds, late))
+            if save:
                 shares.saving += _save(state, output, sampler)
                 saved = time.monotonic()
-            if _any(state, config.minutes is not None and now - began > 60 * config.minutes):
+            if stop:
                 break
     except KeyboardInterrupt:
         logger.warning("stopped at step %d; the same command goes on", state.step)
     _save(state, output, sampler)
     return shares
-
-
-def _any(state: TrainingState, here: bool) -> bool:
-    """Whether rank 0 says so: clocks differ, and all ranks must save and stop together."""
-    return state.fabric.broadcast(here) if state.fabric.world_size > 1 else here
 
 
 def _save(state: TrainingState, output: Path, sampler: Sampler) -> float:

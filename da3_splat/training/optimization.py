@@ -18,6 +18,7 @@ from lightning_fabric.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from da3_splat.io.files import replacing
+from da3_splat.types import Record
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def rate_factor(step: int, config: OptimizationConfig) -> float:
 class _Sealed:
     """A batch that Fabric hands on as it is: it would convert the tensors of records, and cannot (they are frozen)."""
 
-    def __init__(self, batch: object):
+    def __init__(self, batch: Record):
         self.batch = batch
 
 
@@ -92,7 +93,7 @@ class TrainingState:
         self.average = {name: p.detach().clone() for name, p in self.learned.items()}
         self.step = self.skipped = 0
 
-    def advance(self, batches: Sequence[object]) -> dict[str, float]:
+    def advance(self, batches: Sequence[Record]) -> dict[str, float]:
         """One optimizer step on the mean loss of `batches`; the parts of the loss as numbers, each the
         mean over the batches that have it.
 
@@ -105,7 +106,7 @@ class TrainingState:
         self.optimizer.zero_grad()
         for index, batch in enumerate(batches):
             with self.fabric.no_backward_sync(self.objective, enabled=index + 1 < len(batches)):
-                loss, parts = self.objective(_Sealed(batch))
+                loss, parts = self.objective(_Sealed(batch.to(self.fabric.device)))
                 self.fabric.backward(loss / len(batches))
             for name, value in parts.items():
                 seen.setdefault(name, []).append(value)

@@ -7,13 +7,16 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from da3_splat.io.images import color_of_depth
-from da3_splat.training.gaussian_head import HeadBatch, Prediction
+from da3_splat.training.gaussian_head import HeadBatch, HeadObjective
+
+TITLE = "input, depth, novel view, truth, error"
 
 
 @torch.no_grad()
-def panel(batch: HeadBatch, prediction: Prediction) -> Tensor:
+def panel(batch: HeadBatch, objective: HeadObjective) -> Tensor:
     """(3,H,5*W) in [0,1] of the first scene: a context, its depth, a target as rendered, as it is, and their
     difference (black: none, white: a quarter of the range or more)."""
+    prediction = objective.predict(batch)
     target, rendered = batch.target.images[0, 0], prediction.targets.color[0, 0].float().clamp(0, 1)
     depth = torch.from_numpy(color_of_depth(prediction.geometry.depth[0, 0].float().cpu().numpy()))
     pictures = [

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
+
+from da3_splat.evaluation.commands import Evaluations
 
 FAILED = 1
 BAD_INPUT = 2
@@ -227,6 +229,13 @@ def export(
     print(json.dumps([str(path) for path in written]) if as_json else "\n".join(map(str, written)))
 
 
+def evaluate(what: OmitArgPrefixes[OmitSubcommandPrefixes[Evaluations]]) -> None:
+    """Score novel views, poses, depth or reconstruction under a stated protocol: results.json and report.html.
+
+    Try: da3-splat evaluate novel-views --help
+    """
+
+
 def check(as_json: Annotated[bool, arg(name="json")] = False) -> None:
     """Check that this installation computes what it should; exit code 1 where it does not.
 
@@ -312,7 +321,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads of torch that wait by spinning bring a busy machine to a halt: 100 s instead of 4 were measured beside one
     # other job on two cores. Must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    commands = {"demo": demo, "reconstruct": reconstruct, "export": export, "check": check, "info": info}
+    commands = {"demo": demo, "reconstruct": reconstruct, "evaluate": evaluate, "export": export}
+    commands |= {"check": check, "info": info}
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

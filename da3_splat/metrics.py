@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -40,6 +43,9 @@ def relative_pose_errors(predicted: Cameras, true: Cameras) -> tuple[Tensor, Ten
     A direction that is missing from the prediction is 90 degrees off; one that is missing from the truth, where two
     cameras stand at the same place, cannot be wrong. Both are independent of the frame and of the scale.
     """
+    if predicted.world_to_camera.shape != true.world_to_camera.shape or predicted.world_to_camera.shape[1] < 2:
+        ours, theirs = (tuple(cameras.world_to_camera.shape[:2]) for cameras in (predicted, true))
+        raise ValueError(f"relative_pose_errors: expected (B,V) cameras twice, V of 2 or more, got {ours} and {theirs}")
     first, second = torch.triu_indices(*predicted.world_to_camera.shape[1:2] * 2, offset=1)
     between = [
         c.world_to_camera.double()[:, second] @ torch.linalg.inv(c.world_to_camera.double()[:, first])
@@ -64,3 +70,74 @@ def pose_auc(errors: Tensor, threshold: int) -> Tensor:
     """
     steps = torch.arange(1, threshold + 1, device=errors.device)
     return (errors[:, None] < steps[:, None]).double().mean(dim=(1, 2))
+
+
+def pose_errors(predicted: Cameras, true: Cameras) -> Tensor:
+    """The larger of both errors of `relative_pose_errors` (B,P) in degrees, as the benchmarks count a pair."""
+    return torch.maximum(*relative_pose_errors(predicted, true))
+
+
+def error_histogram(errors: Tensor, degrees: int = 30) -> Tensor:
+    """How many of the pair errors (B,P) lie in [0,1), [1,2), ... degrees: (B,degrees) int; those beyond in none."""
+    bins = torch.arange(degrees, device=errors.device)
+    return (errors.floor()[:, None] == bins[:, None]).sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class DepthErrors:
+    """Per item (B): mean |d-t|/t, mean (d-t)^2/t, root of the mean (d-t)^2, and the shares of pixels whose ratio
+    max(d/t, t/d) is below 1.25, 1.25^2 and 1.25^3 (Eigen 2014). A depth that is not positive is beyond each of them."""
+
+    absolute_relative: Tensor
+    squared_relative: Tensor
+    root_mean_square: Tensor
+    delta1: Tensor
+    delta2: Tensor
+    delta3: Tensor
+
+
+def depth_errors(depth: Tensor, target: Tensor) -> DepthErrors:
+    """Errors of z-depth (B,...) over the pixels of each item with target > 0, in the units of the target.
+
+    ValueError where an item has no such pixel, or a depth that is not finite there.
+    """
+    rows = []
+    for predicted, true in _valid_pixels(depth, target):
+        ratio = torch.maximum(predicted / true, true / predicted)
+        ratio = torch.where(predicted > 0, ratio, torch.inf)
+        off = predicted - true
+        shares = [(ratio < 1.25**power).double().mean() for power in (1, 2, 3)]
+        rows.append([(off.abs() / true).mean(), (off.square() / true).mean(), off.square().mean().sqrt(), *shares])
+    return DepthErrors(*(torch.stack(column) for column in zip(*rows)))
+
+
+def aligned_depth(depth: Tensor, target: Tensor, alignment: Literal["none", "scale", "scale-shift"]) -> Tensor:
+    """Depth (B,...) brought to the target's scale, each item by itself, over the pixels with target > 0.
+
+    none: as it is, for metric models. scale: times the median of target / depth. scale-shift: the a and b that minimise
+    the sum of (a depth + b - target)^2.
+    """
+    if alignment == "none":
+        return depth
+    aligned = []
+    for item, (predicted, true) in zip(depth.double(), _valid_pixels(depth, target)):
+        if alignment == "scale":
+            scale, shift = (true / predicted).median(), 0.0
+        else:
+            spread = predicted - predicted.mean()
+            scale = (spread * (true - true.mean())).sum() / spread.square().sum().clamp_min(1e-30)
+            shift = true.mean() - scale * predicted.mean()
+        aligned.append(scale * item + shift)
+    return torch.stack(aligned).to(depth)
+
+
+def _valid_pixels(depth: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Predicted and true values (P) float64 of each item, where there is truth."""
+    if depth.shape != target.shape:
+        raise ValueError(f"depth: expected the shape of the target {tuple(target.shape)}, got {tuple(depth.shape)}")
+    pairs = [(predicted[true > 0].double(), true[true > 0].double()) for predicted, true in zip(depth, target)]
+    for index, (predicted, _) in enumerate(pairs):
+        if len(predicted) == 0 or not bool(predicted.isfinite().all()):
+            what = "no pixel has a true depth" if len(predicted) == 0 else "the depth is not finite"
+            raise ValueError(f"depth of item {index}: {what}")
+    return pairs

@@ -1,0 +1,289 @@
+"""`da3-splat evaluate ...`. Heavy imports are inside each command, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import arg, subcommand
+
+Format = Literal["captures", "synthetic", "dl3dv", "megadepth"]
+Device = Literal["auto", "cpu", "cuda"]
+AsJson = Annotated[bool, arg(name="json")]
+
+
+def novel_views(
+    output: Path,
+    data: Path | None = None,
+    format: Format = "captures",
+    model: str = "mini",
+    contexts: int = 12,
+    every: int = 8,
+    index: Path | None = None,
+    size: str = "270x480",
+    poses: Literal["posed", "raw", "aligned"] = "posed",
+    steps: int = 100,
+    worlds: int = 20,
+    seed: int = 20_000_000,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score novel views: some pictures go in, others are rendered and compared. PSNR, SSIM, LPIPS.
+
+    Writes results.json and report.html into --output. Run again, it goes on where it stopped; under torchrun the
+    processes share the scenes. LPIPS is there where its weights are on this machine, and says so where they are not.
+
+    Try:
+      da3-splat evaluate novel-views --data captures/ --output scores/ --size 252x252
+      da3-splat evaluate novel-views --format synthetic --worlds 20 --size 168x224 --output scores/
+      da3-splat evaluate novel-views --data DL3DV-Benchmark/ --format dl3dv --index ctx_12v_tgt_8v.json --size 252x252
+        --poses aligned --steps 200 --model depth-anything/DA3-GIANT-1.1 --output scores/
+
+    Args:
+        output: folder for results.json, report.html and what they are made from
+        data: a capture or a folder of captures, a DL3DV or MegaDepth download; not for synthetic worlds
+        format: how the data lies there
+        model: mini (embedded), weights (file or hub id), or a folder of another tool's results: SCENE/scene.ply and
+            SCENE/transforms.json
+        contexts: how many pictures of a scene go in, spread by farthest point on pose distance
+        every: one picture in so many is held out and asked for
+        index: a view-index file that says contexts and targets itself
+        size: height x width that is scored, such as 252x252, 256x448, 270x480, or native
+        poses: the method is given the cameras (posed), or finds its own; then targets are placed by the contexts (raw),
+            and optimised against their pictures (aligned)
+        steps: of that optimisation, at most
+        worlds: how many synthetic worlds
+        seed: the first world's; the others follow two apart
+        device: cpu, cuda, or auto
+        as_json: print the means as JSON
+    """
+    from da3_splat.evaluation.protocol import NovelViewProtocol, Size
+
+    settings = NovelViewProtocol(
+        contexts=contexts,
+        every=every,
+        size=Size.parse(size),
+        poses=poses,
+        alignment_steps=steps,
+        index=index,
+    )
+    scenes, described = _scenes(data, format, worlds, seed, settings.size)
+    asked = settings.read_index()
+    if asked is not None:
+        from da3_splat.evaluation.scenes import in_index
+
+        scenes, described["index_notes"] = in_index(scenes, asked)
+    place = _device(device)
+
+    from da3_splat.evaluation.methods import load_method
+    from da3_splat.evaluation.novel_views import NovelViews
+
+    task = NovelViews(load_method(model, place), settings, device=place)
+    _run(task, scenes, output, described, seed, place, as_json)
+
+
+def poses(
+    output: Path,
+    data: Path | None = None,
+    format: Format = "captures",
+    model: str = "mini",
+    views: int = 100,
+    resolution: int = 504,
+    worlds: int = 20,
+    seed: int = 20_000_000,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score camera poses found from pictures alone: AUC at 3, 5, 15 and 30 degrees over all pairs.
+
+    Writes results.json (with the errors of every pair and their histogram) and report.html into --output.
+
+    Try:
+      da3-splat evaluate poses --data captures/ --output scores/ --views 12 --resolution 252
+      da3-splat evaluate poses --format synthetic --worlds 20 --views 8 --resolution 224 --output scores/
+
+    Args:
+        output: folder for results.json, report.html and what they are made from
+        data: a capture or a folder of captures, a DL3DV or MegaDepth download; not for synthetic worlds
+        format: how the data lies there
+        model: mini (embedded), weights (file or hub id), or a folder of another tool's results
+        views: random pictures of a scene, at most
+        resolution: longest side of the pictures in pixels
+        worlds: how many synthetic worlds
+        seed: the first world's; the others follow two apart
+        device: cpu, cuda, or auto
+        as_json: print the means as JSON
+    """
+    scenes, described = _scenes(data, format, worlds, seed)
+    place = _device(device)
+
+    from da3_splat.evaluation.methods import load_method
+    from da3_splat.evaluation.poses import Poses
+
+    task = Poses(load_method(model, place), views=views, resolution=resolution, device=place)
+    _run(task, scenes, output, described, seed, place, as_json)
+
+
+def depth(
+    output: Path,
+    data: Path | None = None,
+    format: Literal["synthetic", "megadepth"] = "megadepth",
+    model: str = "mini",
+    align: Literal["none", "scale", "scale-shift"] = "scale",
+    views: int = 8,
+    resolution: int = 504,
+    worlds: int = 20,
+    seed: int = 20_000_000,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score depth picture by picture: AbsRel, SqRel, RMSE, delta 1 to 3.
+
+    Writes results.json and report.html into --output.
+
+    Try:
+      da3-splat evaluate depth --data MegaDepth/ --output scores/
+      da3-splat evaluate depth --format synthetic --worlds 20 --resolution 224 --align scale-shift --output scores/
+
+    Args:
+        output: folder for results.json, report.html and what they are made from
+        data: a MegaDepth download; not for synthetic worlds
+        format: how the data lies there
+        model: mini (embedded), weights (file or hub id), or a folder of another tool's results
+        align: what each picture's depth is fitted by first; none is for metric models
+        views: pictures of a scene, at most, evenly spaced
+        resolution: longest side of the pictures in pixels
+        worlds: how many synthetic worlds
+        seed: the first world's; the others follow two apart
+        device: cpu, cuda, or auto
+        as_json: print the means as JSON
+    """
+    scenes, described = _scenes(data, format, worlds, seed)
+    place = _device(device)
+
+    from da3_splat.evaluation.depth import Depth
+    from da3_splat.evaluation.methods import load_method
+
+    task = Depth(load_method(model, place), align, views=views, resolution=resolution, device=place)
+    _run(task, scenes, output, described, seed, place, as_json)
+
+
+def reconstruction(
+    output: Path,
+    data: Path | None = None,
+    format: Literal["synthetic", "megadepth"] = "synthetic",
+    model: str = "mini",
+    poses: Literal["posed", "free"] = "free",
+    threshold: float = 0.05,
+    views: int = 8,
+    resolution: int = 504,
+    worlds: int = 20,
+    seed: int = 20_000_000,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score the point cloud of all views: F1 at a threshold, chamfer distance.
+
+    Writes results.json and report.html into --output.
+
+    Try:
+      da3-splat evaluate reconstruction --worlds 20 --resolution 224 --output scores/
+      da3-splat evaluate reconstruction --worlds 20 --resolution 224 --poses posed --output scores_posed/
+
+    Args:
+        output: folder for results.json, report.html and what they are made from
+        data: a MegaDepth download; not for synthetic worlds
+        format: how the data lies there
+        model: mini (embedded), weights (file or hub id), or a folder of another tool's results
+        poses: the method is given the cameras, or pictures alone and is aligned by its cameras
+        threshold: of F1, in units of the scene (metres in synthetic worlds)
+        views: pictures of a scene, at most, evenly spaced
+        resolution: longest side of the pictures in pixels
+        worlds: how many synthetic worlds
+        seed: the first world's; the others follow two apart
+        device: cpu, cuda, or auto
+        as_json: print the means as JSON
+    """
+    scenes, described = _scenes(data, format, worlds, seed)
+    place = _device(device)
+
+    from da3_splat.evaluation.methods import load_method
+    from da3_splat.evaluation.reconstruction import Reconstruction
+
+    task = Reconstruction(load_method(model, place), poses, threshold, views, resolution, place)
+    _run(task, scenes, output, described, seed, place, as_json)
+
+
+Evaluations = (
+    Annotated[None, subcommand("novel-views", constructor=novel_views)]
+    | Annotated[None, subcommand("poses", constructor=poses)]
+    | Annotated[None, subcommand("depth", constructor=depth)]
+    | Annotated[None, subcommand("reconstruction", constructor=reconstruction)]
+)
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device here; leave it out or say --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _scenes(data: Path | None, form: Format, worlds: int, seed: int, size: Any = None) -> tuple[list, dict]:
+    """The scenes to score, and where they come from in plain words for results.json."""
+    from da3_splat.evaluation.scenes import SyntheticScene, scenes_at
+
+    if form != "synthetic":
+        if data is None:
+            raise ValueError(f"--data: expected the folder of the {form} scenes")
+        scenes, problems = scenes_at(data, form)
+        for problem in problems:
+            print(f"note: {problem}", file=sys.stderr)
+        return scenes, {"format": form, "path": str(data)}
+    if data is not None or worlds < 1:
+        raise ValueError("--format synthetic: expected no --data, and --worlds of at least 1")
+    shape = {} if size is None or size.height is None else size.covering_patches
+    scenes = [SyntheticScene(seed + 2 * index, **shape) for index in range(worlds)]
+    first = scenes[0]
+    pictures = {"views": first.views, "height": first.height, "width": first.width, "arc_degrees": first.arc}
+    return scenes, {"format": form, "worlds": worlds, **pictures}
+
+
+def _run(task: Any, scenes: list, output: Path, data: dict, seed: int, device: str, as_json: bool) -> None:
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    from da3_splat.evaluation.headline import headline, table
+    from da3_splat.evaluation.report import write_report
+    from da3_splat.evaluation.results import ResultsFolder
+    from da3_splat.evaluation.runner import run
+
+    def bar(items: Iterable) -> Iterable:
+        hidden = not sys.stderr.isatty()
+        return track(items, task.name, console=Console(stderr=True), disable=hidden, transient=True)
+
+    results = run(task, scenes, output, data, seed, device, bar)
+    if results is None:
+        print(f"this process is done; the last one of the others writes {output / 'results.json'}")
+        return
+    report = write_report(results, ResultsFolder(output, ""))
+    if not results["scenes_scored"]:
+        raise ValueError(f"{headline(results)}; the first: {results['failed'][0]['error']}")
+    if as_json:
+        listed = ("scenes", "failed", "versions", "hardware", "timing")
+        print(json.dumps({name: value for name, value in results.items() if name not in listed}))
+        return
+    titles, rows = table(results)
+    shown = Table(*titles)
+    width = None if sys.stdout.isatty() else 160  # a pipe has no width of its own
+    for row in rows:
+        shown.add_row(*row)
+    Console(width=width).print(shown)
+    for reason in results["protocol"].get("not_available", {}).values():
+        print(f"note: {reason}", file=sys.stderr)
+    print(f"{output / 'results.json'}\n{report}\n{headline(results)}")

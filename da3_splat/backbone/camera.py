@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from timm.layers import Mlp
 from torch import Tensor, nn
 
-from da3_splat.backbone.attention import Block
+from da3_splat.backbone.attention import Block, Mlp
 from da3_splat.geometry.poses import encode_cameras
 from da3_splat.types import Cameras
 

@@ -6,7 +6,6 @@ from functools import lru_cache
 
 import torch
 from einops import rearrange
-from timm.layers import PatchEmbed
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torch.utils.checkpoint import checkpoint
@@ -16,6 +15,17 @@ from da3_splat.backbone.reference_view import move_to_front, restore_order, sele
 
 PATCH = 14
 TRAINED_GRID = 37  # the released position embedding is 37 x 37 patches (518 pixels)
+
+
+class PatchEmbed(nn.Module):
+    """Pictures (B,3,H,W), sides multiples of 14, to one token a patch (B,P,D), row by row."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, PATCH, stride=PATCH)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.proj(pictures).flatten(2).transpose(1, 2)
 
 
 @lru_cache(maxsize=16)
@@ -45,7 +55,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.checkpointing = False  # training may trade time for memory: blocks are then computed again on the way back
         self.taps, self.alternate_from, self.heads, self.dim = taps, alternate_from, heads, dim
-        self.patch_embed = PatchEmbed(None, PATCH, 3, dim, strict_img_size=False)
+        self.patch_embed = PatchEmbed(dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if alternate_from is not None:
             self.camera_token = nn.Parameter(torch.randn(1, 2, dim))  # of the reference view, of all others

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from da3_splat.io.ply import save_points
 from da3_splat.io.transforms_json import write_transforms
 from da3_splat.metrics import psnr
 from da3_splat.model import load_model
-from da3_splat.refinement import RefinementConfig, refine
+from da3_splat.refinement import Refinement, RefinementConfig, refine
 from da3_splat.rendering import render
 from da3_splat.scene_folder import save_scene
 from da3_splat.starting_points import starting_gaussians
@@ -44,9 +44,9 @@ def write_capture(folder: Path, seed: int = SEED, views: int = VIEWS, height: in
 
 
 def run_demo(
-    output: Path, steps: int, progress: Callable[[str], Callable[[Iterable], Iterable]]
+    output: Path, steps: int, watch: Callable[[Refinement], None] = lambda refinement: None
 ) -> dict[str, float | int | str]:
-    """Run all of it into `output`; returns the figures. `progress(title)` wraps an iterable in a bar."""
+    """Run all of it into `output`; returns the figures. `watch` sees the refinement after every step."""
     began = time.perf_counter()
     write_capture(output / "capture")
     views = load_views(output / "capture", resolution=WIDTH)
@@ -56,7 +56,7 @@ def run_demo(
     feed_forward = _score(scene.gaussians, held_out)
     start = starting_gaussians(scene, context, max_gaussians=40_000)
     network_done = time.perf_counter()
-    gaussians = refine(start.gaussians, context, RefinementConfig(steps=steps), progress("refining"))
+    gaussians = refine(start.gaussians, context, RefinementConfig(steps=steps), watch=watch).gaussians
     refined = _score(gaussians, held_out)
     refined_scene = Scene(geometry=scene.geometry, gaussians=gaussians, cameras=scene.cameras, report=scene.report)
     count = save_scene(refined_scene, context, output)

@@ -12,10 +12,11 @@ import torch
 from da3_splat.geometry.paths import fly_through
 from da3_splat.geometry.projection import project
 from da3_splat.io.files import replacing
+from da3_splat.io.ply import save_ply, save_points
 from da3_splat.io.transforms_json import read_transforms, write_transforms
 from da3_splat.rendering import render
 from da3_splat.scene_folder import confident_pixels, confident_points, original_cameras
-from da3_splat.types import Cameras, Geometry, Scene, Views
+from da3_splat.types import Cameras, Gaussians, Geometry, Scene, Views
 
 FORMATS = ("ply", "splat", "compressed", "glb", "npz", "colmap", "transforms", "video")
 # Everything that a reconstruction and its exports may write into their folder.
@@ -55,16 +56,7 @@ def export_scene(
     for name, file in (("ply", "scene.ply"), ("npz", "depth.npz")):
         if name in formats:
             written.append(_copied(source / file, folder / file))
-    if "splat" in formats or "compressed" in formats:
-        from da3_splat.io.compressed import save_compressed  # gsplat takes seconds to import
-
-        for name, file, kind in (
-            ("splat", "scene.splat", "splat"),
-            ("compressed", "scene.compressed.ply", "ply_compressed"),
-        ):
-            if name in formats:
-                save_compressed(scene.gaussians, folder / file, kind)
-                written.append(folder / file)
+    written += _export_splats(scene.gaussians, folder, formats)
     if "glb" in formats:
         from da3_splat.io.glb import save_glb  # trimesh, likewise
 
@@ -74,6 +66,35 @@ def export_scene(
         written += _export_capture(scene, views, source, folder, formats)
     if "video" in formats:
         written.append(_export_video(scene, folder / "flight.mp4", progress))
+    return written
+
+
+def export_gaussians(gaussians: Gaussians, folder: str | Path, formats: Sequence[str]) -> list[Path]:
+    """Write Gaussians (1,N) that come without views: ply, splat, compressed. ValueError for formats that need more."""
+    more = [name for name in formats if name not in ("ply", "splat", "compressed")]
+    if more:
+        raise ValueError(f"export: {more[0]} needs the views; of a training run there are ply, splat and compressed")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    if "ply" in formats:
+        save_ply(gaussians, folder / "scene.ply")
+        written.append(folder / "scene.ply")
+    return written + _export_splats(gaussians, folder, formats)
+
+
+def _export_splats(gaussians: Gaussians, folder: Path, formats: Sequence[str]) -> list[Path]:
+    """The formats of web viewers."""
+    written = []
+    for name, file, kind in (
+        ("splat", "scene.splat", "splat"),
+        ("compressed", "scene.compressed.ply", "ply_compressed"),
+    ):
+        if name in formats:
+            from da3_splat.io.compressed import save_compressed  # gsplat takes seconds to import
+
+            save_compressed(gaussians, folder / file, kind)
+            written.append(folder / file)
     return written
 
 
@@ -87,7 +108,6 @@ def _copied(source: Path, target: Path) -> Path:
 def _export_capture(scene: Scene, views: Views, source: Path, folder: Path, formats: Sequence[str]) -> list[Path]:
     """Pictures, cameras at their size, and sparse points with their tracks."""
     from da3_splat.io.colmap import write_colmap
-    from da3_splat.io.ply import save_points
 
     frames, _ = read_transforms(source / "transforms.json")
     pictures = [frame.path for frame in frames]

@@ -94,6 +94,16 @@ def scale_shift_invariant_depth_loss(depth: Tensor, target: Tensor, mask: Tensor
     return torch.where(spread > 1e-6, error / spread.clamp_min(1e-6), 0).mean()
 
 
+def log_depth_loss(depth: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the mask of |log depth - log target - m|, all (N,H,W), where m is the median of their difference in
+    each picture: a target of unknown scale fits as it is."""
+    terms = []
+    for ours, theirs, kept in zip(depth, target, mask):
+        off = ours[kept].clamp_min(1e-6).log() - theirs[kept].clamp_min(1e-6).log()
+        terms.append((off - off.detach().median()).abs().mean() if len(off) else ours.sum() * 0)
+    return torch.stack(terms).mean()
+
+
 def fit_colors(rendered: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Pictures (N,3,H,W) after the affine change of colour (3x3 and offset, one a picture) that fits the target best.
 

@@ -24,10 +24,11 @@ START_OPACITY = 0.5
 
 @dataclass(frozen=True)
 class Start:
-    """Gaussians (1,N), and in words what they were made from."""
+    """Gaussians (1,N), in words what they were made from, and the depth (1,S,H,W) that they were laid on."""
 
     gaussians: Gaussians
     source: str
+    depth: Tensor
 
 
 def starting_gaussians(scene: Scene, views: Views, max_gaussians: int = 60_000) -> Start:
@@ -38,21 +39,22 @@ def starting_gaussians(scene: Scene, views: Views, max_gaussians: int = 60_000) 
     correction that meets the sparse points, and the Gaussians are laid on that, together with the points themselves.
     """
     if views.points is None:
-        return Start(thinned(scene.gaussians, max_gaussians), "network")
+        return Start(thinned(scene.gaussians, max_gaussians), "network", scene.geometry.depth)
     hits = sparse_depth_ratios(scene.geometry.depth, views)
     ratios = torch.cat([ratio for ratio, _, _ in hits])
     if len(ratios) < MIN_SPARSE_HITS:
-        return Start(thinned(scene.gaussians, max_gaussians), "network; too few sparse points are in view")
+        words = "network; too few sparse points are in view"
+        return Start(thinned(scene.gaussians, max_gaussians), words, scene.geometry.depth)
     error = float(ratios.log().abs().median())
     if error <= STRONG_ERROR:
         words = f"network; its depth is {100 * error:.1f} % off at the sparse points"
-        return Start(thinned(scene.gaussians, max_gaussians), words)
+        return Start(thinned(scene.gaussians, max_gaussians), words, scene.geometry.depth)
     depth = torch.stack([_corrected(scene.geometry.depth[0, i], hit) for i, hit in enumerate(hits)])[None]
     points = thinned(gaussians_at_points(views.points, views.point_colors), max_gaussians // 2)
     budget = max(1, max_gaussians - points.means.shape[1])
     laid = gaussians_on_depth(replace(scene.geometry, depth=depth), views, budget)
     words = f"sparse points and network depth bent to them (the network alone is {100 * error:.0f} % off)"
-    return Start(Gaussians.concatenate([points, laid]), words)
+    return Start(Gaussians.concatenate([points, laid]), words, depth)
 
 
 def _corrected(depth: Tensor, hit: tuple[Tensor, Tensor, Tensor]) -> Tensor:

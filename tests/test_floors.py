@@ -10,9 +10,10 @@ FLOORS = {
     "backbone": 2, "rendering": 2, "data": 2, "losses": 2, "metrics": 2, "perceptual": 2,
     "heads": 3, "fusion": 3,
     "model": 4,
-    "scene_folder": 5, "export": 6, "posing": 6, "starting_points": 5, "refinement": 5, "training": 5, "evaluation": 5,
+    "scene_folder": 5, "export": 6, "posing": 6, "trained_run": 6,
+    "starting_points": 5, "refinement": 5, "training": 5, "evaluation": 5,
     "viewer": 6, "demo": 6, "check": 6, "nerfstudio_plugin": 7,
-    "cli": 7,
+    "commands": 7, "cli": 8,
 }  # fmt: skip
 NEIGHBOURS = {
     ("geometry", "spherical_harmonics"),  # moving Gaussians turns their SH

@@ -314,3 +314,65 @@ def test_head_method(workspace):
     model = load_model(second.get_base_dir() / "model.safetensors")
     weight = after["pipeline"]["model.gs_head.scratch.output_conv2.2.weight"]
     assert torch.equal(model.gs_head.scratch.output_conv2[2].weight, weight.half().float())
+
+
+def test_export_in_the_frame_of_the_input(trained, capsys):
+    """Nerfstudio's frame is another than the capture's; `da3-splat export RUN` gives splats that fit its pictures."""
+    from da3_splat import load_ply, load_views, render
+    from da3_splat.cli import main
+    from da3_splat.metrics import psnr
+
+    config, trainer = trained
+    run = config.get_base_dir()
+    main(["export", str(run), "--output", str(run / "user"), "--to", "ply,splat"])
+    assert (run / "user" / "scene.splat").is_file() and "scene.ply" in capsys.readouterr().out
+    views = load_views(config.data, resolution=84)
+    with torch.no_grad():
+        found = render(load_ply(run / "user" / "scene.ply"), views.cameras).color[0].clamp(0, 1)
+        theirs = trainer.pipeline.model.gaussians()
+    assert float(psnr(found, views.images[0]).mean()) > 20
+    assert not torch.allclose(load_ply(run / "user" / "scene.ply").means, theirs.means, atol=0.05)
+    with pytest.raises(SystemExit):
+        main(["export", str(run), "--output", str(run / "colmap"), "--to", "colmap"])
+    assert "colmap needs the views" in capsys.readouterr().err
+
+
+def test_refined_poses_and_aligned_evaluation(workspace):
+    """Cameras that are off: moved in training, and held-out ones aligned before they are scored."""
+    from da3_splat.nerfstudio_plugin.da3_views import Da3ViewsDataParserConfig
+
+    config = config_for(workspace, "poses", 40)
+    config.pipeline.refine_poses = "on"
+    trainer = train(config)
+    pipeline = trainer.pipeline
+    moved = pipeline.model.camera_optimizer.pose_adjustment.detach()
+    assert pipeline.poses_move and float(moved.abs().max()) > 1e-4
+    pipeline.eval()
+    with torch.no_grad():
+        unaligned = [
+            pipeline.model.get_image_metrics_and_images(pipeline.model.get_outputs_for_camera(camera), batch)[0]["psnr"]
+            for camera, batch in pipeline.datamanager.fixed_indices_eval_dataloader
+        ]
+    assert pipeline.get_average_eval_image_metrics()["psnr"] >= sum(unaligned) / len(unaligned) - 1e-3
+    assert pipeline.get_eval_image_metrics_and_images(0)[0]["psnr"] > 15
+    ours = config_for(workspace, "auto", 0)
+    ours.pipeline.datamanager.dataparser = Da3ViewsDataParserConfig(data=config.data)
+    assert not type(pipeline)(config_for(workspace, "given", 0).pipeline, "cpu").poses_move
+    type(pipeline)._choose_optimizer(ours.pipeline)
+    assert ours.pipeline.model.camera_optimizer.mode == "SO3xR3"
+
+
+def test_depth_regularisation(workspace):
+    config = config_for(workspace, "depth", 5)
+    config.pipeline.model.depth_weight = 0.5
+    model = train(config).pipeline.model
+    assert set(model.depth_targets) == set(range(7))
+    depth = model.depth_targets[2]
+    outputs = {name: torch.rand(56, 84, 3) for name in ("rgb", "background")}
+    outputs |= {"depth": 3 * depth[..., None], "accumulation": torch.ones(56, 84, 1)}
+    batch = {"image": torch.rand(56, 84, 3), "image_idx": 2}
+    model.train()
+    assert float(model.get_loss_dict(outputs, batch)["depth_loss"]) < 1e-6  # another unit is no error
+    outputs["depth"] = outputs["depth"] * torch.linspace(1, 2, 84)[:, None]
+    assert float(model.get_loss_dict(outputs, batch)["depth_loss"]) > 0.01
+    assert "depth_loss" not in model.get_loss_dict(outputs, {**batch, "image_idx": 99})

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from da3_splat.geometry.alignment import transform_cameras
+from da3_splat.geometry.rotations import rigid_motion
 from da3_splat.geometry.user_frame import camera_similarity
 from da3_splat.rendering import render
 from da3_splat.types import Cameras, Gaussians, Views
@@ -43,6 +44,7 @@ def _aligned(gaussians: Gaussians, target: Views, steps: int) -> Tensor:
         seen = render(gaussians, camera)
         covered = seen.depth[seen.alpha > 0.5]
     distance = covered.median() if len(covered) else picture.new_ones(())
+    unit = torch.cat([torch.ones_like(distance).expand(3), distance.expand(3)])
     start = camera.world_to_camera
     motion = torch.zeros(6, device=start.device, requires_grad=True)
     optimizer = torch.optim.Adam([motion], lr=RATE)
@@ -50,7 +52,7 @@ def _aligned(gaussians: Gaussians, target: Views, steps: int) -> Tensor:
     best, best_error, waited = start, float("inf"), 0
     with torch.enable_grad():
         for _ in range(steps + 1):  # the last round only looks at what the last step gave
-            moved = _motion_matrix(motion, distance) @ start
+            moved = rigid_motion(motion * unit) @ start
             color = render(gaussians, replace(camera, world_to_camera=moved)).color
             error = (color - picture).square().mean(dim=2)[kept].mean()
             value = float(error.detach())
@@ -64,12 +66,3 @@ def _aligned(gaussians: Gaussians, target: Views, steps: int) -> Tensor:
             optimizer.step()
             schedule.step()
     return best[0, 0]
-
-
-def _motion_matrix(motion: Tensor, distance: Tensor) -> Tensor:
-    """The rigid motion (4,4) of a rotation vector in radians and a translation in units of `distance`."""
-    x, y, z = motion[:3].unbind()
-    zero = torch.zeros_like(x)
-    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).reshape(3, 3)
-    top = torch.cat([torch.linalg.matrix_exp(skew), motion[3:, None] * distance], dim=1)
-    return torch.cat([top, torch.eye(4, device=motion.device, dtype=motion.dtype)[3:]])

@@ -70,3 +70,13 @@ def rotation_angle(first: Tensor, second: Tensor) -> Tensor:
     )
     trace = relative.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
     return torch.atan2(skew.norm(dim=-1), trace - 1)
+
+
+def rigid_motion(motion: Tensor) -> Tensor:
+    """Matrices (...,4,4) of rotation vectors in radians and translations, (...,6); smooth at zero."""
+    x, y, z = motion[..., :3].unbind(dim=-1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    top = torch.cat([torch.linalg.matrix_exp(skew), motion[..., 3:, None]], dim=-1)
+    bottom = torch.eye(4, device=motion.device, dtype=motion.dtype)[3:].expand(*top.shape[:-2], 1, 4)
+    return torch.cat([top, bottom], dim=-2)

@@ -16,8 +16,9 @@ from da3_splat.nerfstudio_plugin.schedulers import DecayConfig
 from da3_splat.nerfstudio_plugin.trainer import Da3SplatTrainerConfig
 
 
-def _adam(rate: float, decays: bool = False) -> dict:
-    return {"optimizer": AdamOptimizerConfig(lr=rate, eps=1e-15), "scheduler": DecayConfig() if decays else None}
+def _adam(rate: float, to: float = 0.01) -> dict:
+    """Adam whose rate falls to the share `to` of its beginning over the run."""
+    return {"optimizer": AdamOptimizerConfig(lr=rate, eps=1e-15), "scheduler": DecayConfig(final_fraction=to)}
 
 
 def _on_this_machine() -> dict:
@@ -45,14 +46,15 @@ da3_splat_method = MethodSpecification(
             ),
         ),
         optimizers={
-            "means": _adam(4e-4, decays=True),
-            "scales": _adam(1e-2),
-            "quats": _adam(2e-3),
-            "features_dc": _adam(1e-2),
-            "features_rest": _adam(5e-4),
-            "opacities": _adam(5e-2),
-            "camera_opt": _adam(1e-4, decays=True),
-            "bilateral_grid": _adam(2e-3, decays=True),
+            # As in refinement.py: high, because a start that is nearly right needs minutes, not hours.
+            "means": _adam(6e-3),
+            "scales": _adam(4e-2, to=0.1),
+            "quats": _adam(1e-2, to=0.1),
+            "features_dc": _adam(1e-2, to=0.1),
+            "features_rest": _adam(1e-3, to=0.1),
+            "opacities": _adam(2e-1, to=0.1),
+            "camera_opt": _adam(2e-3),
+            "bilateral_grid": _adam(2e-3),
         },
         **_on_this_machine(),
     ),

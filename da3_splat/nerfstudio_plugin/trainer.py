@@ -14,6 +14,7 @@ from nerfstudio.utils.decorators import check_main_thread
 from da3_splat.io.files import replacing
 from da3_splat.nerfstudio_plugin.pipeline import Da3SplatPipeline
 from da3_splat.nerfstudio_plugin.schedulers import DecayConfig
+from da3_splat.trained_run import write_user_frame
 
 
 @dataclass
@@ -29,6 +30,9 @@ class Da3SplatTrainer(Trainer):
         checkpoint, done = checkpoint_to_load(self.config), 0
         if checkpoint is None:
             self.pipeline.start_from_network()
+            frame = self.pipeline.user_frame()
+            if frame is not None:
+                write_user_frame(self.base_dir, frame)
         else:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
             self.pipeline.model.resize(state["pipeline"]["_model.gauss_params.means"].shape[0])

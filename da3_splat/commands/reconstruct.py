@@ -1,0 +1,235 @@
+"""`da3-splat reconstruct`. Heavy imports are inside, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from da3_splat.commands.terminal import bar, note, refining_bar, say
+
+if TYPE_CHECKING:
+    from da3_splat.refinement import RefinementConfig
+    from da3_splat.types import Scene, Views
+
+REFINED_GAUSSIANS = 100_000  # to refine, unless told otherwise
+SECONDS_BETWEEN_WRITES = 5.0
+
+
+def reconstruct(
+    input: Positional[Path],
+    output: Path,
+    model: str = "mini",
+    poses: Literal["auto", "da3", "colmap", "given"] = "auto",
+    resolution: int = 504,
+    max_views: int | None = None,
+    fps: float = 2.0,
+    skip_unreadable: bool = False,
+    fusion: bool = True,
+    max_gaussians: int | None = None,
+    prune: float = 0.0,
+    sky: Literal["shell", "drop"] = "shell",
+    rays: Literal["cameras", "predicted"] = "cameras",
+    refine: str = "",
+    refine_poses: bool | None = None,
+    export: str = "",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    as_json: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Turn photos into a 3D Gaussian scene in one pass, and refine it for as long as you like.
+
+    Writes scene.ply, points.ply, depth/, depth.npz and a capture (transforms.json + images/) into --output; --export
+    adds other formats.
+
+    Try:
+      da3-splat reconstruct photos/ --output scene/
+      da3-splat reconstruct capture/transforms.json --output scene/ --resolution 336
+      da3-splat reconstruct photos/ --output scene/ --poses colmap
+      da3-splat reconstruct walk.mp4 --output scene/ --fps 1 --export colmap,video
+      da3-splat reconstruct capture/ --output scene/ --refine 2m
+
+    Args:
+        input: folder of photos, a video, a transforms.json or its folder, or a COLMAP model
+        output: folder for the results
+        model: mini (embedded), a weights file, or a hub id such as depth-anything/DA3-GIANT-1.1
+        poses: where the cameras come from; auto takes the input's own where it has them, else da3
+        resolution: longest side of the pictures in pixels
+        max_views: use this many views at most, evenly spaced
+        fps: of a video, use so many frames a second: sharp ones, spread evenly over its motion
+        skip_unreadable: leave out pictures that cannot be read, instead of stopping at the first
+        fusion: make the views agree and merge what they see twice; --no-fusion lays every pixel of every view
+        max_gaussians: thin the scene evenly to so many
+        prune: leave out this share of each view's pixels, the least confident ones
+        sky: sky pixels become Gaussians on a far shell, or nothing
+        rays: place Gaussians on the rays of the cameras, or on those the network predicts
+        refine: then optimise the Gaussians against the photos, for 30s, 2m, or a number of steps such as 300; the best
+            so far is always in scene.ply, and Ctrl-C ends it early and keeps what there is
+        refine_poses: move the cameras, too; by default those that the network found, and not those that were given
+        export: also write these, separated by commas: splat, compressed, glb, colmap, video (ply, npz, transforms are
+            always there)
+        device: cpu, cuda, or auto
+        as_json: print the report as JSON
+    """
+    import time
+
+    from da3_splat.export import export_scene, parse_formats
+
+    extra = [name for name in parse_formats(export) if name not in ("ply", "npz", "transforms")]
+    if not 0 <= prune < 1:
+        raise ValueError(f"--prune: expected a share from 0 up to 1, got {prune}")
+    if max_gaussians is not None and max_gaussians < 1:
+        raise ValueError(f"--max-gaussians: expected at least 1, got {max_gaussians}")
+
+    refinement = _refinement(refine)
+
+    began = time.perf_counter()
+    views, frames = _views(input, output, poses, resolution, max_views, fps, skip_unreadable)
+
+    import torch
+
+    from da3_splat.fusion.fuse import NO_FUSION, FusionConfig
+    from da3_splat.model import load_model
+    from da3_splat.scene_folder import save_scene
+
+    loaded = time.perf_counter()
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch finds no CUDA device here; leave it out or say --device cpu")
+    try:
+        config = replace(
+            FusionConfig() if fusion else NO_FUSION, max_gaussians=max_gaussians, min_confidence=prune, sky=sky
+        )
+        scene = load_model(model, device).reconstruct(views, fusion=config, lifting_rays=rays, progress=bar).to("cpu")
+    except torch.OutOfMemoryError as error:
+        raise ValueError("the GPU ran out of memory; use fewer views (--max-views) or a lower --resolution") from error
+    if poses == "colmap":
+        scene.report["poses"] = "colmap"
+    done = time.perf_counter()
+    count = save_scene(scene, views, output, bar("writing"), frames)
+    if refinement is not None:
+        poses_free = views.cameras is None if refine_poses is None else refine_poses
+        scene = _refined(scene, views, replace(refinement, poses=poses_free), max_gaussians, device, output)
+        count = save_scene(scene, views, output, bar("writing"), frames)
+    export_scene(scene, views, output, output, extra, bar("flying"))
+    report = {
+        **scene.report,
+        "gaussians_written": count,
+        "load_seconds": loaded - began,
+        "reconstruct_seconds": done - loaded,
+        "write_seconds": time.perf_counter() - done,
+    }
+    if as_json:
+        print(json.dumps(report))
+        return
+    print(
+        f"{report['views']} views ({report['poses']} poses, scale: {report['scale_source']}) -> {count} Gaussians; "
+        f"load {report['load_seconds']:.1f} s, reconstruct {report['reconstruct_seconds']:.1f} s, "
+        f"write {report['write_seconds']:.1f} s: {output / 'scene.ply'}"
+    )
+    if "refined_psnr_db" in report:
+        print(
+            f"refined from {report['start']}: {report['refine_steps']} steps in {report['refine_seconds']:.0f} s, "
+            f"{report['refined_psnr_db']:.1f} dB on the photos themselves"
+        )
+    for name in report.get("doubtful_views", ()):
+        note(f"{name} fits the others badly and counted less: moved things in it, or a wrong pose?")
+    if report.get("consensus_accepted") is False:
+        note("the views could not be made to agree further; do they overlap?")
+    if model == "mini" and report["poses"] == "da3":
+        print(
+            "note: mini was trained on synthetic rooms only; for photos give --model depth-anything/DA3-GIANT-1.1, "
+            "or --poses colmap where there are more than a few"
+        )
+
+
+def _refinement(asked: str) -> RefinementConfig | None:
+    """How long to refine: `30s`, `2m`, a number of steps; nothing where nothing is asked."""
+    import re
+
+    from da3_splat.refinement import RefinementConfig
+
+    if not asked:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)|(\d+)", asked)
+    if match is None:
+        raise ValueError(f"--refine: expected a time such as 30s or 2m, or a number of steps, got {asked!r}")
+    if match[3]:
+        return RefinementConfig(steps=int(match[3]))
+    return RefinementConfig(steps=None, seconds=float(match[1]) * (60 if match[2] == "m" else 1))
+
+
+def _refined(
+    scene: Scene, views: Views, config: RefinementConfig, max_gaussians: int | None, device: str, output: Path
+) -> Scene:
+    """The scene after refinement; meanwhile scene.ply is always the best so far."""
+    import time
+
+    from da3_splat.io.ply import save_ply
+    from da3_splat.refinement import Refined, refine
+    from da3_splat.starting_points import starting_gaussians
+
+    posed = replace(views, cameras=scene.cameras.resized(*views.images.shape[-2:]))
+    start = starting_gaussians(scene, posed, max_gaussians or REFINED_GAUSSIANS)
+    began, written = time.perf_counter(), [time.perf_counter()]
+
+    def keep(refined: Refined) -> None:
+        if time.perf_counter() - written[0] > SECONDS_BETWEEN_WRITES:
+            save_ply(refined.gaussians, output / "scene.ply")
+            written[0] = time.perf_counter()
+
+    with refining_bar() as watch:
+        found = refine(start.gaussians.to(device), posed, config, watch=watch, keep=keep).to("cpu")
+    cameras = found.cameras.resized(scene.cameras.height, scene.cameras.width)
+    report = {
+        "start": start.source,
+        "refine_steps": found.steps,
+        "refine_seconds": time.perf_counter() - began,
+        "refined_psnr_db": found.psnr,
+        "doubtful_views": list(found.doubtful),
+    }
+    return replace(
+        scene,
+        gaussians=found.gaussians,
+        cameras=cameras,
+        geometry=replace(scene.geometry, cameras=cameras),
+        report=scene.report | report,
+    )
+
+
+def _views(
+    source: Path, output: Path, poses: str, resolution: int, max_views: int | None, fps: float, skip_unreadable: bool
+):
+    """The views of `source` and the frames behind them, with the cameras that `poses` asks for."""
+    from da3_splat.data.captures import find_frames
+    from da3_splat.data.views import read_frames
+    from da3_splat.export import WRITTEN
+
+    capture = find_frames(source, max_views, fps, bar("choosing frames"))
+    frames, points, colors = capture.frames, capture.points, capture.colors
+    written = [(output / name).resolve() for name in WRITTEN]
+    masks = (frame.mask for frame in frames if frame.mask is not None)
+    read = (source, source / "transforms.json", source / "sparse", *(frame.path for frame in frames), *masks)
+    for path in (path for path in read if path.exists()):
+        if any(path.resolve().is_relative_to(target) for target in written):
+            raise ValueError(f"{output}: writing here would replace the input; choose another --output")
+    if poses == "given" and frames[0].world_to_camera is None:
+        raise ValueError(f"{source}: --poses given, but this input has no cameras")
+    if poses == "colmap":
+        from da3_splat.io.colmap import run_colmap
+
+        given = len(frames)
+        frames, points, colors = run_colmap(frames, say)
+        if len(frames) < given:
+            note(f"COLMAP placed {len(frames)} of {given} photos; the others are left out")
+    skipped: dict[int, str] | None = {} if skip_unreadable else None
+    views = read_frames(frames, points, colors, resolution, bar("reading"), skipped)
+    for reason in (skipped or {}).values():
+        note(f"left out: {reason}")
+    frames = [frame for index, frame in enumerate(frames) if index not in (skipped or {})]
+    if poses == "da3":
+        views = replace(views, cameras=None, points=None, point_colors=None)
+    return views, frames

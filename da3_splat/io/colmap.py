@@ -60,7 +60,7 @@ def frames_of(reconstruction: pycolmap.Reconstruction, images: Path) -> list[Fra
         if not bool(world_to_camera.isfinite().all() & intrinsics.isfinite().all()) or intrinsics[0, 0] <= 0:
             raise ValueError(f"{image.name}: its camera in this COLMAP model is not finite or has no focal length")
         plain = camera.model.name in PINHOLE_MODELS or not any(camera.params[camera.extra_params_idxs()])
-        plain &= not camera.is_perspective_fisheye
+        plain &= not camera.is_perspective_fisheye()
         frames.append(
             Frame(
                 path=_picture(images, image.name),

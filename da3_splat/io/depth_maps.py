@@ -1,9 +1,10 @@
-"""Depth maps on disk as Nerfstudio keeps them: NumPy arrays, or 16-bit pictures in a unit of their own."""
+"""Depth maps on disk: NumPy arrays, 16-bit pictures in a unit of their own, Sintel's .dpt, .pfm, and bare floats."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -11,28 +12,69 @@ from torch import Tensor
 
 from da3_splat.io.transforms_json import inside, json_number, load_json
 
+SINTEL_TAG = np.float32(202021.25)  # the first four bytes of Sintel's binary files
+
 
 def read_depth(path: str | Path, unit: float = 1.0) -> Tensor:
-    """z-depth (H,W) float32, 0 where there is none. Integer pictures are multiplied by `unit`.
-
-    ValueError names a file that is neither .npy nor 16-bit .png.
-    """
+    """z-depth (H,W) float32, 0 where there is none, of a .npy (H,W) or (H,W,1), a .dpt, a .pfm or a 16-bit .png, whose
+    integers are multiplied by `unit`. ValueError names a file that is none of them."""
     path = Path(path)
+    read = {".npy": _read_numpy, ".dpt": _read_sintel, ".pfm": _read_pfm}.get(path.suffix)
     try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as picture:
-                values = np.asarray(picture)
-            if values.dtype not in (np.uint16, np.int32):
-                raise ValueError("expected 16 bits a pixel")
-            values = values * unit
-        values = np.asarray(values, dtype=np.float32)
-        if values.ndim != 2:
-            raise ValueError(f"expected (H,W), got shape {values.shape}")
+        values = read_integers(path) * unit if read is None else read(path)
+        return _known(np.asarray(values, dtype=np.float32))
     except (ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path}: not a readable depth map ({error})") from error
+
+
+def read_integers(path: Path) -> np.ndarray:
+    """What a 16-bit grey picture (H,W) holds, before any unit."""
+    try:
+        with Image.open(path) as picture:
+            values = np.asarray(picture)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable depth map ({error})") from error
+    if values.dtype not in (np.uint16, np.int32):
+        raise ValueError(f"{path}: expected 16 bits a pixel")
+    return values
+
+
+def read_raw_depth(path: Path, height: int, width: int) -> Tensor:
+    """z-depth (height, width) float32 of a file that is nothing but little-endian float32, row by row (ETH3D's)."""
+    try:
+        values = np.fromfile(path, "<f4")
+    except OSError as error:
+        raise ValueError(f"{path}: not a readable depth map ({error})") from error
+    if len(values) != height * width:
+        raise ValueError(f"{path}: expected {height}x{width} float32 numbers, got {len(values)}")
+    return _known(values.reshape(height, width).astype(np.float32))
+
+
+def _known(values: np.ndarray) -> Tensor:
+    if values.ndim != 2:
+        raise ValueError(f"expected (H,W), got shape {values.shape}")
     return torch.from_numpy(np.where(np.isfinite(values) & (values > 0), values, 0))
+
+
+def _read_numpy(path: Path) -> np.ndarray:
+    values = np.load(path, allow_pickle=False)
+    return values[..., 0] if values.ndim == 3 and values.shape[2] == 1 else values
+
+
+def _read_sintel(path: Path) -> np.ndarray:
+    """A tag, width and height as int32, then float32 row by row."""
+    data = path.read_bytes()
+    if len(data) < 12 or np.frombuffer(data, "<f4", 1)[0] != SINTEL_TAG:
+        raise ValueError("not one of Sintel's depth files")
+    width, height = np.frombuffer(data, "<i4", 2, offset=4).tolist()
+    return np.frombuffer(data, "<f4", offset=12).reshape(height, width)
+
+
+def _read_pfm(path: Path) -> np.ndarray:
+    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if values is None:
+        raise ValueError("no such file, or not a .pfm")
+    return values
 
 
 def depth_files(transforms: str | Path) -> list[tuple[Path, float] | None]:

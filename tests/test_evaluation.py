@@ -14,6 +14,7 @@ from scenes import random_cameras, random_gaussians
 
 from da3_splat import load_model, load_views, render
 from da3_splat.cli import main
+from da3_splat.data.benchmarks.table import rules_at
 from da3_splat.data.layouts import scene_hash, write_dl3dv_scene, write_megadepth_scene
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.data.view_index import ViewIndex, write_view_index
@@ -395,10 +396,13 @@ def test_reconstruction_of_a_method_that_knows_all():
     """Exact points score 1 whatever frame they came in; planes do not."""
     indoors = replace(WORLD, seed=INDOORS)
     for poses in ("posed", "free"):
-        exact = Reconstruction(Oracle(indoors), poses, 0.05, views=3, resolution=70).score(indoors).scores
+        points = Reconstruction(Oracle(indoors), rules_at(0.05, "points"), poses, views=3, resolution=70)
+        exact = points.score(indoors).scores
         assert exact["f1"] == 1.0 and exact["chamfer"] < 1e-3 and exact["frames"] == [0, 4, 8]
-    planes = Reconstruction(Planes(), "posed", 0.05, views=3, resolution=70).score(indoors).scores
-    assert planes["f1"] < 0.3 and planes["chamfer"] > 0.1
+        fused = Reconstruction(Oracle(indoors), rules_at(0.4), poses, views=3, resolution=70).score(indoors).scores
+        assert fused["f1"] > 0.97 and fused["accuracy"] < 0.06
+    planes = Reconstruction(Planes(), rules_at(0.4), "posed", views=3, resolution=70).score(indoors).scores
+    assert planes["f1"] < 0.5 and planes["chamfer"] > 0.2
 
 
 # Published layouts, end to end ----------------------------------------------------------------------------------------

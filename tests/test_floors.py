@@ -30,6 +30,7 @@ HEAVY = {
     "trimesh": "io/glb",
     "pycolmap": "io/colmap",
     "numba": "rendering/",
+    "open3d": "evaluation/tsdf",
 }  # who alone may import them
 
 

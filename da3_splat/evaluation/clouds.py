@@ -21,10 +21,11 @@ class CloudScores:
     f1: float
 
 
-def cloud_scores(found: np.ndarray, true: np.ndarray, threshold: float) -> CloudScores:
+def cloud_scores(found: np.ndarray, true: np.ndarray, threshold: float, cap: float | None = None) -> CloudScores:
     """Scores of the points found (P,3) beside the true ones (Q,3); a distance equal to the threshold is beyond it.
 
-    ValueError where a cloud has no point, or one that is not finite.
+    With a `cap`, distances of that much and more are left out of accuracy and completeness, as DTU's protocol does;
+    where that leaves none, the score is the cap. ValueError where a cloud has no point, or one that is not finite.
     """
     for name, points in (("found", found), ("true", true)):
         if points.ndim != 2 or points.shape[1] != 3 or len(points) == 0 or not np.isfinite(points).all():
@@ -33,7 +34,7 @@ def cloud_scores(found: np.ndarray, true: np.ndarray, threshold: float) -> Cloud
         raise ValueError(f"threshold: expected a distance above 0, got {threshold}")
     to_true = cKDTree(true).query(found, workers=-1)[0]
     to_found = cKDTree(found).query(true, workers=-1)[0]
-    accuracy, completeness = float(to_true.mean()), float(to_found.mean())
+    accuracy, completeness = (_mean_below(distances, cap) for distances in (to_true, to_found))
     precision, recall = float((to_true < threshold).mean()), float((to_found < threshold).mean())
     return CloudScores(
         accuracy=accuracy,
@@ -43,6 +44,17 @@ def cloud_scores(found: np.ndarray, true: np.ndarray, threshold: float) -> Cloud
         recall=recall,
         f1=0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall),
     )
+
+
+def _mean_below(distances: np.ndarray, cap: float | None) -> float:
+    if cap is None:
+        return float(distances.mean())
+    return float(distances[distances < cap].mean()) if bool((distances < cap).any()) else cap
+
+
+def within_box(points: np.ndarray, true: np.ndarray, margin: float) -> np.ndarray:
+    """Of the points (P,3), those in the axis-aligned box of the true ones (Q,3), made larger by `margin` all around."""
+    return points[((points >= true.min(axis=0) - margin) & (points <= true.max(axis=0) + margin)).all(axis=1)]
 
 
 def thinned_to_voxels(points: np.ndarray, size: float) -> np.ndarray:

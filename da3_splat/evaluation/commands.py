@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import arg, subcommand
 
-Format = Literal["captures", "synthetic", "dl3dv", "megadepth"]
+NovelViewFormat = Literal["captures", "synthetic", "dl3dv", "megadepth", "tanks-and-temples"]
+PoseFormat = Literal[
+    "captures", "synthetic", "dl3dv", "megadepth", "hiroom", "eth3d", "dtu", "dtu64", "7scenes", "scannetpp", "sintel"
+]
+DepthFormat = Literal[
+    "captures", "synthetic", "megadepth",
+    "kitti", "nyuv2", "sintel", "eth3d", "diode", "diode-indoors", "sun-rgbd", "hiroom", "dtu", "7scenes",
+]  # fmt: skip
+ReconstructionFormat = Literal["synthetic", "megadepth", "hiroom", "eth3d", "dtu", "7scenes", "scannetpp"]
 Device = Literal["auto", "cpu", "cuda"]
 AsJson = Annotated[bool, arg(name="json")]
 
@@ -18,7 +26,7 @@ AsJson = Annotated[bool, arg(name="json")]
 def novel_views(
     output: Path,
     data: Path | None = None,
-    format: Format = "captures",
+    format: NovelViewFormat = "captures",
     model: str = "mini",
     contexts: int = 12,
     every: int = 8,
@@ -88,7 +96,7 @@ def novel_views(
 def poses(
     output: Path,
     data: Path | None = None,
-    format: Format = "captures",
+    format: PoseFormat = "captures",
     model: str = "mini",
     views: int = 100,
     resolution: int = 504,
@@ -130,10 +138,10 @@ def poses(
 def depth(
     output: Path,
     data: Path | None = None,
-    format: Literal["synthetic", "megadepth"] = "megadepth",
+    format: DepthFormat = "megadepth",
     model: str = "mini",
     align: Literal["none", "scale", "scale-shift"] = "scale",
-    views: int = 8,
+    views: int | None = None,
     resolution: int = 504,
     worlds: int = 20,
     seed: int = 20_000_000,
@@ -146,15 +154,17 @@ def depth(
 
     Try:
       da3-splat evaluate depth --data MegaDepth/ --output scores/
+      da3-splat evaluate depth --data KITTI/ --format kitti --align none --output scores/
+        --model depth-anything/DA3METRIC-LARGE
       da3-splat evaluate depth --format synthetic --worlds 20 --resolution 224 --align scale-shift --output scores/
 
     Args:
         output: folder for results.json, report.html and what they are made from
-        data: a MegaDepth download; not for synthetic worlds
-        format: how the data lies there
+        data: the folder of the data set; not for synthetic worlds
+        format: how the data lies there; captures are those whose transforms.json names depth maps
         model: mini (embedded), weights (file or hub id), or a folder of another tool's results
         align: what each picture's depth is fitted by first; none is for metric models
-        views: pictures of a scene, at most, evenly spaced
+        views: pictures of a scene, at most, evenly spaced; all of a data set that has rules of its own, else 8
         resolution: longest side of the pictures in pixels
         worlds: how many synthetic worlds
         seed: the first world's; the others follow two apart
@@ -164,43 +174,50 @@ def depth(
     scenes, described = _scenes(data, format, worlds, seed)
     place = _device(device)
 
+    from da3_splat.data.benchmarks.table import BENCHMARKS
     from da3_splat.evaluation.depth import Depth
     from da3_splat.evaluation.methods import load_method
 
-    task = Depth(load_method(model, place), align, views=views, resolution=resolution, device=place)
+    rules = BENCHMARKS[format].depth if format in BENCHMARKS else None
+    most = 8 if views is None and rules is None else views
+    task = Depth(load_method(model, place), align, most, resolution, place, rules)
     _run(task, scenes, output, described, seed, place, as_json)
 
 
 def reconstruction(
     output: Path,
     data: Path | None = None,
-    format: Literal["synthetic", "megadepth"] = "synthetic",
+    format: ReconstructionFormat = "synthetic",
     model: str = "mini",
     poses: Literal["posed", "free"] = "free",
-    threshold: float = 0.05,
-    views: int = 8,
+    threshold: float | None = None,
+    fusion: Literal["tsdf", "points"] | None = None,
+    views: int | None = None,
     resolution: int = 504,
     worlds: int = 20,
     seed: int = 20_000_000,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Score the point cloud of all views: F1 at a threshold, chamfer distance.
+    """Score the surface that all views together give: F1 at a threshold, chamfer distance.
 
     Writes results.json and report.html into --output.
 
     Try:
       da3-splat evaluate reconstruction --worlds 20 --resolution 224 --output scores/
       da3-splat evaluate reconstruction --worlds 20 --resolution 224 --poses posed --output scores_posed/
+      da3-splat evaluate reconstruction --data HiRoom/ --format hiroom --model depth-anything/DA3-LARGE --output scores/
 
     Args:
         output: folder for results.json, report.html and what they are made from
-        data: a MegaDepth download; not for synthetic worlds
+        data: the folder of the data set; not for synthetic worlds
         format: how the data lies there
         model: mini (embedded), weights (file or hub id), or a folder of another tool's results
         poses: the method is given the cameras, or pictures alone and is aligned by its cameras
-        threshold: of F1, in units of the scene (metres in synthetic worlds)
-        views: pictures of a scene, at most, evenly spaced
+        threshold: of F1, in units of the scene. Without it, the data set's own; 0.05 (metres in synthetic worlds) where
+            it has none, with voxels in proportion
+        fusion: tsdf makes one surface of all depth maps; points takes every pixel. Without it, the data set's own rule
+        views: pictures of a scene, at most, evenly spaced; 100 of a data set with rules of its own, else 8
         resolution: longest side of the pictures in pixels
         worlds: how many synthetic worlds
         seed: the first world's; the others follow two apart
@@ -210,10 +227,20 @@ def reconstruction(
     scenes, described = _scenes(data, format, worlds, seed)
     place = _device(device)
 
+    from dataclasses import replace
+
+    from da3_splat.data.benchmarks.table import BENCHMARKS, rules_at
     from da3_splat.evaluation.methods import load_method
     from da3_splat.evaluation.reconstruction import Reconstruction
 
-    task = Reconstruction(load_method(model, place), poses, threshold, views, resolution, place)
+    own = BENCHMARKS[format].reconstruction if format in BENCHMARKS else None
+    if own is None:
+        rules = rules_at(0.05 if threshold is None else threshold)
+    else:
+        rules = own if threshold is None else replace(own, threshold=threshold)
+    rules = rules if fusion is None else replace(rules, fusion=fusion)
+    most = views if views is not None else 8 if own is None else 100
+    task = Reconstruction(load_method(model, place), rules, poses, most, resolution, place)
     _run(task, scenes, output, described, seed, place, as_json)
 
 
@@ -233,7 +260,7 @@ def _device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def _scenes(data: Path | None, form: Format, worlds: int, seed: int, size: Any = None) -> tuple[list, dict]:
+def _scenes(data: Path | None, form: str, worlds: int, seed: int, size: Any = None) -> tuple[list, dict]:
     """The scenes to score, and where they come from in plain words for results.json."""
     from da3_splat.evaluation.scenes import SyntheticScene, scenes_at
 

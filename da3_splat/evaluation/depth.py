@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from da3_splat.data.benchmarks.scene import DepthRules
+from da3_splat.data.captures import evenly_spaced
 from da3_splat.data.views import read_frames
 from da3_splat.evaluation import panels
 from da3_splat.evaluation.measuring import measured
@@ -32,17 +34,19 @@ NAMES = tuple(item.name for item in fields(DepthErrors))
 
 @dataclass
 class Depth:
-    """The task for `runner.run`: at most `views` evenly spaced pictures of each scene that have true depth."""
+    """The task for `runner.run`: at most `views` evenly spaced pictures of each scene that have true depth (None: all
+    of them), by the `rules` of a public data set where they are one's."""
 
     predictor: Method
     alignment: Alignment = "scale"
-    views: int = 8
+    views: int | None = 8
     resolution: int = 504
     device: str = "cpu"
+    rules: DepthRules | None = None
     name = "depth"
 
     def __post_init__(self):
-        if self.views < 1:
+        if self.views is not None and self.views < 1:
             raise ValueError(f"views: expected at least 1, got {self.views}")
 
     @property
@@ -50,12 +54,27 @@ class Depth:
         return {
             "alignment": self.alignment,
             "alignment_rule": ALIGNMENTS[self.alignment],
-            "views": self.views,
+            "views": self.views or "all",
             "resolution": self.resolution,
-            "input": "one picture at a time, without its camera where the method finds its own",
-            "scores": "over pixels with true depth, prediction interpolated to the size of the truth; mean over the "
-            "pictures of a scene, then over scenes",
+            "input": "one picture at a time, as stored, without its camera where the method finds its own",
+            "scores": "over pixels with true depth, prediction interpolated to the size of the truth; mean over "
+            + ("all pictures" if self._over_pictures else "the pictures of a scene, then over scenes"),
+            **({} if self.rules is None else self._described()),
         }
+
+    def _described(self) -> dict:
+        crop = self.rules.crop
+        return {
+            "rules": self.rules.source,
+            "depth_range": f"above {self.rules.minimum:g} up to {self.rules.maximum:g} m; predictions clamped to it",
+            "crop": "none"
+            if crop is None
+            else "rows {:.4f} to {:.4f} of the height, columns {:.4f} to {:.4f} of the width".format(*crop),
+        }
+
+    @property
+    def _over_pictures(self) -> bool:
+        return self.rules is not None and self.rules.average == "pictures"
 
     @property
     def method(self) -> dict:
@@ -64,31 +83,35 @@ class Depth:
     def score(self, scene: SceneWithDepth) -> SceneScore:
         """Errors of one scene: its means, and each of its pictures."""
         frames = scene.frames()
-        truths = {index: scene.depth(index) for index in range(len(frames))}
-        known = [index for index, truth in truths.items() if truth is not None and bool((truth > 0).any())]
-        if not known:
-            raise ValueError(f"{scene.name}: no picture has true depth")
-        chosen = [known[i] for i in torch.linspace(0, len(known) - 1, min(self.views, len(known))).round().int()]
+        candidates = [index for index in range(len(frames)) if scene.has_depth(index)]
         rows, seconds, memory, pictures = [], 0.0, 0.0, {}
-        for index in chosen:
-            views = read_frames([frames[index]], resolution=self.resolution).to(self.device)
+        for index in evenly_spaced(candidates, self.views):
+            truth = scene.depth(index) if self.rules is None else self.rules.counted(scene.depth(index))
+            if not bool((truth > 0).any()):
+                continue
+            # A depth map belongs to the picture as it is stored, so what the lens bends is not undone.
+            views = read_frames([replace(frames[index], lens=None)], resolution=self.resolution).to(self.device)
             with measured() as prediction:
                 found = self.predictor.predict(self._given(views), scene.name)
             seconds, memory = seconds + prediction.seconds, max(memory, prediction.peak_memory_mb)
-            truth = truths[index]
             depth = at_original_size(found.geometry.depth[0, 0].cpu().float(), views.windows[0], *truth.shape)
             truth = torch.where(depth.isnan(), 0, truth)  # a border that snapping cut off was never seen
             depth = aligned_depth(depth.nan_to_num()[None], truth[None], self.alignment)
+            if self.rules is not None:
+                depth = depth.clamp(self.rules.minimum, self.rules.maximum)
             errors = depth_errors(depth, truth[None])
             rows.append({"index": index, "name": frames[index].name, **_numbers(errors)})
             pictures = pictures or self._pictures(views, frames[index], depth[0], truth)
+        if not rows:
+            raise ValueError(f"{scene.name}: no picture has true depth" + (" that counts" if self.rules else ""))
         means = {name: mean_of([row[name] for row in rows]) for name in NAMES}
         return SceneScore({**means, "views": rows}, {"seconds": seconds, "peak_memory_mb": memory}, pictures)
 
     def summary(self, scenes: Sequence[dict]) -> dict:
-        """Means over scenes."""
-        means = {name: mean_of([scene[name] for scene in scenes]) for name in NAMES}
-        return {**means, "pictures": sum(len(scene["views"]) for scene in scenes)}
+        """Means over scenes, or over all their pictures, as the rules say."""
+        pictures = [row for scene in scenes for row in scene["views"]]
+        averaged = pictures if self._over_pictures else scenes
+        return {**{name: mean_of([one[name] for one in averaged]) for name in NAMES}, "pictures": len(pictures)}
 
     def _given(self, views: Views) -> Views:
         monocular = isinstance(self.predictor, OurMethod) and not self.predictor.model.network.predicts_cameras

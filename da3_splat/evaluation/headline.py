@@ -59,7 +59,7 @@ def short_protocol(results: dict) -> str:
     if results["task"] == "poses":
         return f"at most {protocol['views']} views, longest side {protocol['resolution']}"
     if results["task"] == "reconstruction":
-        at = f"threshold {protocol['threshold']}, {protocol['views']} views"
+        at = f"threshold {protocol['threshold']:g}, {protocol['fusion']}, {protocol['views']} views"
         return f"{at}, poses {protocol['poses']}, longest side {protocol['resolution']}"
     return f"alignment {protocol['alignment']}, longest side {protocol['resolution']}"
 

@@ -1,4 +1,10 @@
-"""Reconstruction: the points of all views together, beside the surface that those views truly see."""
+"""Reconstruction: the surface that all views together give, beside the true one.
+
+frames -> a method (methods.py) -> depth, cameras
+pose-free: one similarity from its cameras to the true ones     `robust_similarity`
+depth where the truth is known -> TSDF -> mesh -> points        tsdf.py
+points beside the true surface's -> F1, chamfer                 clouds.py
+"""
 
 from __future__ import annotations
 
@@ -7,27 +13,31 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from da3_splat.data.benchmarks.scene import ReconstructionRules
 from da3_splat.data.captures import evenly_spaced
 from da3_splat.data.views import read_frames
 from da3_splat.evaluation import panels
-from da3_splat.evaluation.clouds import CloudScores, cloud_scores, thinned_to_voxels
+from da3_splat.evaluation.clouds import CloudScores, cloud_scores, thinned_to_voxels, within_box
 from da3_splat.evaluation.measuring import measured
 from da3_splat.evaluation.methods import Method
 from da3_splat.evaluation.results import mean_of
 from da3_splat.evaluation.runner import SceneScore
 from da3_splat.evaluation.scenes import SceneWithDepth
+from da3_splat.evaluation.tsdf import check_open3d, fused_points, surface_points
+from da3_splat.geometry.alignment import Similarity, ransac_similarity, transform_cameras
 from da3_splat.geometry.projection import unproject
 from da3_splat.geometry.user_frame import camera_similarity
 from da3_splat.io.frames import Frame
-from da3_splat.types import Cameras, Scene, Views
+from da3_splat.types import Cameras, Geometry, Scene, Views, Window
 
 NAMES = tuple(item.name for item in fields(CloudScores))
-VOXELS_A_THRESHOLD = 4  # clouds are thinned to cubes of a quarter of the threshold
 ALIGNMENTS = {
     "posed": "none: the method was given the cameras",
-    "free": "one similarity (Umeyama on camera centres and axes) from the predicted to the true cameras",
+    "free": "one similarity from the predicted to the true cameras: RANSAC over Umeyama on camera centres (threshold: "
+    "median distance to the nearest true centre after a first fit), refitted on centres and axes of the inliers",
 }
 
 
@@ -36,27 +46,30 @@ class Reconstruction:
     """The task for `runner.run`: `views` evenly spaced frames of each scene, in units of the scene's world."""
 
     predictor: Method
+    rules: ReconstructionRules
     poses: Literal["posed", "free"] = "free"
-    threshold: float = 0.05
     views: int = 8
     resolution: int = 504
     device: str = "cpu"
     name = "reconstruction"
 
     def __post_init__(self):
-        if self.threshold <= 0 or self.views < 1:
-            raise ValueError(f"expected a threshold above 0 and views of 1 or more, got {self.threshold}, {self.views}")
+        if self.views < 1:
+            raise ValueError(f"views: expected at least 1, got {self.views}")
+        if self.rules.fusion == "tsdf":
+            check_open3d()
 
     @property
     def protocol(self) -> dict:
+        rules = {name: value for name, value in asdict(self.rules).items() if value not in (None, float("inf"))}
         return {
             "poses": self.poses,
             "alignment": ALIGNMENTS[self.poses],
-            "threshold": self.threshold,
             "views": self.views,
             "resolution": self.resolution,
-            "clouds": "pixels of all views with depth, no sky; the truth is the true depth of the same views; both "
-            f"thinned to cubes of threshold/{VOXELS_A_THRESHOLD}; no TSDF fusion, unlike DA3's benchmark",
+            **rules,
+            "clouds": "depth of all views where the truth is known and there is no sky, fused as `fusion` says; the "
+            "truth is the scene's surface, else the true depth of the same views; both thinned to cubes of `thinned`",
         }
 
     @property
@@ -66,44 +79,95 @@ class Reconstruction:
     def score(self, scene: SceneWithDepth) -> SceneScore:
         """F1, chamfer and the rest of one scene."""
         frames = scene.frames()
-        known = [index for index in range(len(frames)) if scene.depth(index) is not None]
+        known = [index for index in range(len(frames)) if scene.surface is not None or scene.has_depth(index)]
         if not known:
             raise ValueError(f"{scene.name}: no picture has true depth")
         chosen = evenly_spaced(known, self.views)
         views = read_frames([frames[index] for index in chosen], resolution=self.resolution).to(self.device)
+        if views.cameras is None:
+            raise ValueError(f"{scene.name}: its frames have no cameras")
         given = views if self.poses == "posed" else replace(views, cameras=None)
         with measured() as prediction:
             found = self.predictor.predict(given, scene.name)
-        true = np.concatenate([true_points(frames[index], scene.depth(index)) for index in chosen])
-        size = self.threshold / VOXELS_A_THRESHOLD
-        points = thinned_to_voxels(self._points(found, views), size)
-        scores = cloud_scores(points, thinned_to_voxels(true, size), self.threshold)
-        pictures = {
-            "input": panels.picture(views.images[0, 0]),
-            "depth": panels.depth_picture(found.geometry.depth[0, 0]),
-            "truth": panels.depth_picture(scene.depth(chosen[0])),
-        }
+        truths = {index: scene.depth(index) for index in chosen if scene.has_depth(index)}
+        points = self._points(found, views, [truths.get(index) for index in chosen])
+        if scene.surface is None:
+            true = np.concatenate([true_points(frames[index], truth) for index, truth in truths.items()])
+        else:
+            true = surface_points(scene.surface)
+        if self.rules.margin is not None:
+            points = within_box(points, true, self.rules.margin)
+        if scene.judged is not None:
+            points, true = scene.judged(points, true)
+        points, true = (thinned_to_voxels(cloud, self.rules.thinned) for cloud in (points, true))
+        scores = cloud_scores(points, true, self.rules.threshold, self.rules.cap)
         timing = {"seconds": prediction.seconds, "peak_memory_mb": prediction.peak_memory_mb}
-        return SceneScore({**asdict(scores), "frames": chosen}, timing, pictures)
+        return SceneScore({**asdict(scores), "frames": chosen}, timing, _pictures(found, views, truths))
 
     def summary(self, scenes: Sequence[dict]) -> dict:
         """Means over scenes."""
         return {name: mean_of([scene[name] for scene in scenes]) for name in NAMES}
 
-    def _points(self, found: Scene, views: Views) -> np.ndarray:
+    def _points(self, found: Scene, views: Views, truths: Sequence[Tensor | None]) -> np.ndarray:
         """The points (P,3) float64 of what the method saw, in the true frame."""
-        geometry = found.geometry
-        kept = geometry.depth > 0
-        if geometry.sky is not None:
-            kept &= ~geometry.sky_mask
-        points = geometry.points()[kept]
+        geometry = kept_where_known(found.geometry, views, truths)
         if self.poses == "free":
-            points = camera_similarity(geometry.cameras, views.cameras).apply(points[None])[0]
-        return points.double().cpu().numpy()
+            motion = robust_similarity(geometry.cameras, views.cameras)
+            depth = geometry.depth * motion.scale[:, None, None, None]
+            geometry = Geometry(depth=depth, cameras=transform_cameras(motion, geometry.cameras))
+        if self.rules.fusion == "tsdf":
+            return fused_points(geometry.depth[0], geometry.cameras, self.rules)
+        shown = (geometry.depth > 0) & (geometry.depth <= self.rules.max_depth)
+        return geometry.points()[shown].double().cpu().numpy()
+
+
+def kept_where_known(geometry: Geometry, views: Views, truths: Sequence[Tensor | None]) -> Geometry:
+    """Depth and cameras of a prediction, depth 0 in the sky, where it is not finite, and where a view has a true depth
+    map (H',W') that is 0 there."""
+    depth = torch.where(geometry.depth.isfinite(), geometry.depth, 0).clamp_min(0)
+    if geometry.sky is not None:
+        depth = torch.where(geometry.sky_mask, 0, depth)
+    masks = [
+        torch.ones(depth.shape[-2:], dtype=torch.bool)
+        if truth is None
+        else at_view_size(truth, window, *depth.shape[-2:]) > 0
+        for truth, window in zip(truths, views.windows)
+    ]
+    return Geometry(depth=torch.where(torch.stack(masks)[None].to(depth.device), depth, 0), cameras=geometry.cameras)
+
+
+def at_view_size(values: Tensor, window: Window, height: int, width: int) -> Tensor:
+    """Of a map (H,W) of the original picture, the value nearest to each pixel centre (height,width) of the view."""
+    rows, columns = values.shape
+    y = window.top + (torch.arange(height) + 0.5) / height * window.window_height
+    x = window.left + (torch.arange(width) + 0.5) / width * window.window_width
+    y = (y / window.height * rows).long().clamp(0, rows - 1)
+    x = (x / window.width * columns).long().clamp(0, columns - 1)
+    return values[y[:, None], x[None]]
+
+
+def robust_similarity(predicted: Cameras, true: Cameras) -> Similarity:
+    """The similarity (1,) from predicted cameras (1,V) to the true ones that leaves out those that are far off.
+
+    As the DA3 benchmark, RANSAC over Umeyama on the centres; but refitted on the inliers' centres and axes together, so
+    that cameras on a line and fewer than four are no special case.
+    """
+    whole = camera_similarity(predicted, true)
+    source, target = predicted.centers[0].double(), true.centers[0].double()
+    if len(source) < 4:
+        return whole
+    moved = whole.apply(predicted.centers)[0].double()
+    threshold = float(torch.cdist(moved, target).amin(dim=1).median())
+    extent = float((target - target.mean(dim=0)).norm(dim=1).max())
+    _, inliers = ransac_similarity(source, target, max(threshold, 1e-3 * extent, 1e-12))
+    kept = torch.nonzero(inliers)[:, 0].tolist()
+    return whole if len(kept) < 3 else camera_similarity(predicted.select(kept), true.select(kept))
 
 
 def true_points(frame: Frame, depth: Tensor) -> np.ndarray:
     """The surface points (P,3) float64 of a frame with true z-depth (H,W), 0 where it is not known."""
+    if frame.lens is not None:
+        raise ValueError(f"{frame.path}: its lens bends the depth map; undistort both first")
     camera = Cameras(
         world_to_camera=frame.world_to_camera[None, None],
         intrinsics=frame.intrinsics[None, None],
@@ -111,3 +175,13 @@ def true_points(frame: Frame, depth: Tensor) -> np.ndarray:
         width=frame.width,
     ).resized(*depth.shape)
     return unproject(depth[None, None].double(), camera)[0, 0][depth > 0].numpy()
+
+
+def _pictures(found: Scene, views: Views, truths: dict[int, Tensor]) -> dict[str, np.ndarray]:
+    pictures = {
+        "input": panels.picture(views.images[0, 0]),
+        "depth": panels.depth_picture(found.geometry.depth[0, 0]),
+    }
+    if truths:
+        pictures["truth"] = panels.depth_picture(next(iter(truths.values())))
+    return pictures

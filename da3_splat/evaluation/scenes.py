@@ -1,11 +1,11 @@
-"""Where scenes come from: captures, synthetic worlds, DL3DV, MegaDepth. No scene is opened before its turn."""
+"""Where scenes come from: captures, synthetic worlds, public data sets. None is opened before its turn."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from da3_splat.data import dl3dv, megadepth
+from da3_splat.data.benchmarks.scene import Judged
+from da3_splat.data.benchmarks.table import BENCHMARKS
 from da3_splat.data.captures import find_frames
 from da3_splat.data.synthetic import render_worlds, sample_cameras, sample_worlds
 from da3_splat.data.view_index import ViewIndex
+from da3_splat.io.depth_maps import depth_files, read_depth
 from da3_splat.io.frames import Frame
 from da3_splat.types import Cameras
 
-Format = Literal["captures", "synthetic", "dl3dv", "megadepth"]
 FIRST_SEED = 20_000_000  # of synthetic worlds that no training draws, two apart
 MEMBERS = ("transforms.json", "sparse", "cameras.bin", "cameras.txt")  # what a posed capture has one of
 
@@ -34,21 +36,45 @@ class EvaluationScene(Protocol):
 
 
 class SceneWithDepth(EvaluationScene, Protocol):
-    """A scene that knows the true z-depth (H,W) of its frames, 0 where it does not; None where a frame has none."""
+    """A scene that knows the true z-depth (H,W) of its frames, 0 where it does not; None where a frame has none.
+
+    `has_depth` says so without reading it. `surface` and `judged` are those of `BenchmarkScene`, None where the depth
+    maps are all the truth there is.
+    """
+
+    surface: Path | None
+    judged: Judged | None
+
+    def has_depth(self, index: int) -> bool: ...
 
     def depth(self, index: int) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
 class CaptureScene:
-    """One posed capture: a transforms.json or a COLMAP model."""
+    """One posed capture: a transforms.json or a COLMAP model. The former may name a depth map for each frame."""
 
     name: str
     path: Path
+    surface = judged = None
+
+    @cached_property
+    def _listed(self) -> list[tuple[Frame, tuple[Path, float] | None]]:
+        """Frames by name, each with the file and the unit of its depth map."""
+        frames = find_frames(self.path).frames
+        transforms = self.path if self.path.suffix == ".json" else self.path / "transforms.json"
+        files = depth_files(transforms) if transforms.is_file() else [None] * len(frames)
+        return sorted(zip(frames, files), key=lambda pair: pair[0].name)
 
     def frames(self) -> list[Frame]:
-        frames = find_frames(self.path).frames
-        return sorted(frames, key=lambda frame: frame.name)
+        return [frame for frame, _ in self._listed]
+
+    def has_depth(self, index: int) -> bool:
+        return self._listed[index][1] is not None
+
+    def depth(self, index: int) -> Tensor | None:
+        file = self._listed[index][1]
+        return None if file is None else read_depth(*file)
 
 
 @dataclass(frozen=True)
@@ -60,6 +86,7 @@ class SyntheticScene:
     height: int = 168
     width: int = 224
     arc: float = 60.0
+    surface = judged = None
 
     @property
     def name(self) -> str:
@@ -78,6 +105,9 @@ class SyntheticScene:
             )
             for index, picture in enumerate(pixels)
         ]
+
+    def has_depth(self, index: int) -> bool:
+        return True
 
     def depth(self, index: int) -> Tensor:
         return _cast(self)[1][index]
@@ -99,6 +129,7 @@ class MegadepthEvaluation:
     """A scene of MegaDepth with the depth of its pictures, in the units of its model."""
 
     scene: megadepth.MegadepthScene
+    surface = judged = None
 
     @property
     def name(self) -> str:
@@ -106,6 +137,9 @@ class MegadepthEvaluation:
 
     def frames(self) -> list[Frame]:
         return _reading(self.scene).frames
+
+    def has_depth(self, index: int) -> bool:
+        return _reading(self.scene).depths[index] is not None
 
     def depth(self, index: int) -> Tensor | None:
         path = _reading(self.scene).depths[index]
@@ -117,11 +151,11 @@ def _reading(scene: megadepth.MegadepthScene) -> megadepth.MegadepthReading:
     return scene.read()
 
 
-def scenes_at(path: Path, form: Format) -> tuple[list[EvaluationScene], list[str]]:
+def scenes_at(path: Path, form: str) -> tuple[list[EvaluationScene], list[str]]:
     """The scenes of a format under `path`, and a line for each thing that looks like one and is none.
 
-    captures: one capture, or a folder of captures. megadepth: the landmarks 5000 to 5018, on which nothing trains.
-    ValueError where there is no scene.
+    captures: one capture, or a folder of captures. megadepth: the landmarks 5000 to 5018, on which nothing trains. The
+    public data sets: see data/benchmarks. ValueError where there is no scene.
     """
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder")
@@ -136,11 +170,20 @@ def scenes_at(path: Path, form: Format) -> tuple[list[EvaluationScene], list[str
         if found and not scenes:
             first, last = megadepth.TEST_LANDMARKS[0], megadepth.TEST_LANDMARKS[-1]
             raise ValueError(f"{path}: none of the landmarks {first} to {last}, which are scored on")
+    elif form in BENCHMARKS:
+        scenes = BENCHMARKS[form].scenes(path)
     else:
         raise ValueError(f"format: {form} scenes do not lie in a folder")
     if not scenes:
-        raise ValueError(f"{path}: no {form} scene here" + (f"; {problems[0]}" if problems else ""))
+        raise ValueError(f"{path}: no {form} scene here" + (f"; {problems[0]}" if problems else _layout(form)))
     return scenes, problems
+
+
+def _layout(form: str) -> str:
+    """Where the expected folders are described."""
+    if form not in BENCHMARKS:
+        return ""
+    return f"; the folders are described at the top of {BENCHMARKS[form].scenes.__module__.replace('.', '/')}.py"
 
 
 def in_index(

@@ -26,6 +26,18 @@ INDOORS = ReconstructionRules(threshold=0.05, voxel=FINE, truncation=0.04, thinn
 WIDE = ReconstructionRules(threshold=0.25, voxel=5 * FINE, truncation=0.2, thinned=5 * FINE)
 SCANNED = ReconstructionRules(threshold=0.05, voxel=0.02, truncation=0.15, thinned=0.02, max_depth=5.0, margin=0.1)
 MILLIMETRES = ReconstructionRules(threshold=1.0, voxel=0.2, truncation=1.0, thinned=0.2, cap=20.0, fusion="points")
+
+
+def rules_at(threshold: float, fusion: str = "tsdf") -> ReconstructionRules:
+    """The indoor rules with all lengths in proportion to another threshold, for scenes of any scale."""
+    if threshold <= 0:
+        raise ValueError(f"threshold: expected a distance above 0, got {threshold}")
+    share = threshold / INDOORS.threshold
+    return ReconstructionRules(
+        threshold, share * INDOORS.voxel, share * INDOORS.truncation, share * INDOORS.thinned, fusion=fusion
+    )
+
+
 GARG = (0.40810811, 0.99189189, 0.03594771, 0.96405229)
 NYU_CROP = (45 / 480, 471 / 480, 41 / 640, 601 / 640)
 

@@ -16,6 +16,7 @@ from da3_splat.data import dl3dv, megadepth
 from da3_splat.data.benchmarks.scene import Judged
 from da3_splat.data.benchmarks.table import BENCHMARKS
 from da3_splat.data.captures import find_frames
+from da3_splat.data.stress import arc_of, exposure, moved_worlds, varied_worlds
 from da3_splat.data.synthetic import render_worlds, sample_cameras, sample_worlds
 from da3_splat.data.view_index import ViewIndex
 from da3_splat.io.depth_maps import depth_files, read_depth
@@ -79,18 +80,23 @@ class CaptureScene:
 
 @dataclass(frozen=True)
 class SyntheticScene:
-    """A world by its seed, `views` pictures of height x width along an arc of so many degrees."""
+    """A world by its seed, `views` pictures of height x width along an arc of so many degrees.
+
+    `variation` makes it hard (data/stress.py); where it disturbs pictures one by one, every `steady`-th is left alone.
+    """
 
     seed: int
     views: int = 25
     height: int = 168
     width: int = 224
     arc: float = 60.0
+    variation: str = "plain"
+    steady: int = 8
     surface = judged = None
 
     @property
     def name(self) -> str:
-        return f"world_{self.seed}"
+        return f"world_{self.seed}" + ("" if self.variation == "plain" else f"_{self.variation}")
 
     def frames(self) -> list[Frame]:
         pixels, _, cameras = _cast(self)
@@ -116,9 +122,15 @@ class SyntheticScene:
 @lru_cache(maxsize=1)
 def _cast(scene: SyntheticScene) -> tuple[np.ndarray, Tensor, Cameras]:
     """8-bit pictures (V,H,W,3) as files have them, depth (V,H,W), cameras (1,V)."""
-    worlds = sample_worlds(1, scene.seed)
-    cameras = sample_cameras(worlds, scene.views, scene.height, scene.width, scene.seed + 1, scene.arc)
-    parts = [render_worlds(worlds, cameras.select([view])) for view in range(scene.views)]
+    plain, arc = sample_worlds(1, scene.seed), arc_of(scene.variation, scene.arc)
+    cameras = sample_cameras(plain, scene.views, scene.height, scene.width, scene.seed + 1, arc)
+    worlds, parts = varied_worlds(plain, scene.variation), []
+    for view in range(scene.views):
+        steady = view % scene.steady == 0
+        seed = 1000 * scene.seed + view
+        here = worlds if steady else moved_worlds(worlds, scene.variation, seed)
+        images, geometry = render_worlds(here, cameras.select([view]))
+        parts.append((images if steady else images * exposure(scene.variation, seed), geometry))
     images = torch.cat([images for images, _ in parts], dim=1)[0].permute(0, 2, 3, 1)
     pixels = (images.clamp(0, 1) * 255 + 0.5).to(torch.uint8).numpy()
     return pixels, torch.cat([geometry.depth for _, geometry in parts], dim=1)[0], cameras

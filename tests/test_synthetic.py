@@ -50,7 +50,8 @@ def test_depth_is_true():
 def lone_object(shape: int, size: list[float]):
     """A closed room with one object in the middle, upright, and nothing else in reach."""
     worlds = sample_worlds(1, 0)
-    values = {name: getattr(worlds, name).clone() for name in worlds.__dataclass_fields__ if name != "photos"}
+    held = {name: getattr(worlds, name) for name in worlds.__dataclass_fields__}
+    values = {name: value.clone() for name, value in held.items() if value is not None}
     values["center"][:] = 100.0
     values["center"][0, 0] = 0.0
     values["size"][0, 0] = torch.tensor(size)

@@ -20,6 +20,7 @@ DepthFormat = Literal[
 ]  # fmt: skip
 ReconstructionFormat = Literal["synthetic", "megadepth", "hiroom", "eth3d", "dtu", "7scenes", "scannetpp"]
 Device = Literal["auto", "cpu", "cuda"]
+MOST_ROWS = 60  # of a table in the terminal
 AsJson = Annotated[bool, arg(name="json")]
 
 
@@ -35,6 +36,7 @@ def novel_views(
     poses: Literal["posed", "raw", "aligned"] = "posed",
     steps: int = 100,
     worlds: int = 20,
+    stress: bool = False,
     seed: int = 20_000_000,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -47,6 +49,7 @@ def novel_views(
     Try:
       da3-splat evaluate novel-views --data captures/ --output scores/ --size 252x252
       da3-splat evaluate novel-views --format synthetic --worlds 20 --size 168x224 --output scores/
+      da3-splat evaluate novel-views --format synthetic --stress --worlds 4 --size 168x224 --output scores/
       da3-splat evaluate novel-views --data DL3DV-Benchmark/ --format dl3dv --index ctx_12v_tgt_8v.json --size 252x252
         --poses aligned --steps 200 --model depth-anything/DA3-GIANT-1.1 --output scores/
 
@@ -64,6 +67,8 @@ def novel_views(
             and optimised against their pictures (aligned)
         steps: of that optimisation, at most
         worlds: how many synthetic worlds
+        stress: score each world plain and made hard in seven ways: textureless, mirrors, thin, repeated, wide, moving,
+            exposure
         seed: the first world's; the others follow two apart
         device: cpu, cuda, or auto
         as_json: print the means as JSON
@@ -78,7 +83,7 @@ def novel_views(
         alignment_steps=steps,
         index=index,
     )
-    scenes, described = _scenes(data, format, worlds, seed, settings.size)
+    scenes, described = _scenes(data, format, worlds, seed, stress, settings.size, every)
     asked = settings.read_index()
     if asked is not None:
         from da3_splat.evaluation.scenes import in_index
@@ -101,6 +106,7 @@ def poses(
     views: int = 100,
     resolution: int = 504,
     worlds: int = 20,
+    stress: bool = False,
     seed: int = 20_000_000,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -121,11 +127,13 @@ def poses(
         views: random pictures of a scene, at most
         resolution: longest side of the pictures in pixels
         worlds: how many synthetic worlds
+        stress: score each world plain and made hard in seven ways: textureless, mirrors, thin, repeated, wide, moving,
+            exposure
         seed: the first world's; the others follow two apart
         device: cpu, cuda, or auto
         as_json: print the means as JSON
     """
-    scenes, described = _scenes(data, format, worlds, seed)
+    scenes, described = _scenes(data, format, worlds, seed, stress)
     place = _device(device)
 
     from da3_splat.evaluation.methods import load_method
@@ -144,6 +152,7 @@ def depth(
     views: int | None = None,
     resolution: int = 504,
     worlds: int = 20,
+    stress: bool = False,
     seed: int = 20_000_000,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -167,11 +176,13 @@ def depth(
         views: pictures of a scene, at most, evenly spaced; all of a data set that has rules of its own, else 8
         resolution: longest side of the pictures in pixels
         worlds: how many synthetic worlds
+        stress: score each world plain and made hard in seven ways: textureless, mirrors, thin, repeated, wide, moving,
+            exposure
         seed: the first world's; the others follow two apart
         device: cpu, cuda, or auto
         as_json: print the means as JSON
     """
-    scenes, described = _scenes(data, format, worlds, seed)
+    scenes, described = _scenes(data, format, worlds, seed, stress)
     place = _device(device)
 
     from da3_splat.data.benchmarks.table import BENCHMARKS
@@ -195,6 +206,7 @@ def reconstruction(
     views: int | None = None,
     resolution: int = 504,
     worlds: int = 20,
+    stress: bool = False,
     seed: int = 20_000_000,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -220,11 +232,13 @@ def reconstruction(
         views: pictures of a scene, at most, evenly spaced; 100 of a data set with rules of its own, else 8
         resolution: longest side of the pictures in pixels
         worlds: how many synthetic worlds
+        stress: score each world plain and made hard in seven ways: textureless, mirrors, thin, repeated, wide, moving,
+            exposure
         seed: the first world's; the others follow two apart
         device: cpu, cuda, or auto
         as_json: print the means as JSON
     """
-    scenes, described = _scenes(data, format, worlds, seed)
+    scenes, described = _scenes(data, format, worlds, seed, stress)
     place = _device(device)
 
     from dataclasses import replace
@@ -260,11 +274,15 @@ def _device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def _scenes(data: Path | None, form: str, worlds: int, seed: int, size: Any = None) -> tuple[list, dict]:
+def _scenes(
+    data: Path | None, form: str, worlds: int, seed: int, stress: bool, size: Any = None, every: int = 8
+) -> tuple[list, dict]:
     """The scenes to score, and where they come from in plain words for results.json."""
     from da3_splat.evaluation.scenes import SyntheticScene, scenes_at
 
     if form != "synthetic":
+        if stress:
+            raise ValueError(f"--stress: only of synthetic worlds, not of {form}; say --format synthetic")
         if data is None:
             raise ValueError(f"--data: expected the folder of the {form} scenes")
         scenes, problems = scenes_at(data, form)
@@ -277,7 +295,14 @@ def _scenes(data: Path | None, form: str, worlds: int, seed: int, size: Any = No
     scenes = [SyntheticScene(seed + 2 * index, **shape) for index in range(worlds)]
     first = scenes[0]
     pictures = {"views": first.views, "height": first.height, "width": first.width, "arc_degrees": first.arc}
-    return scenes, {"format": form, "worlds": worlds, **pictures}
+    described = {"format": form, "worlds": worlds, **pictures}
+    if stress:
+        from da3_splat.data.stress import VARIATIONS
+        from da3_splat.evaluation.stress import stressed
+
+        scenes, groups = stressed(scenes, every)
+        described |= {"stress": VARIATIONS, "groups": groups}
+    return scenes, described
 
 
 def _run(task: Any, scenes: list, output: Path, data: dict, seed: int, device: str, as_json: bool) -> None:
@@ -289,6 +314,7 @@ def _run(task: Any, scenes: list, output: Path, data: dict, seed: int, device: s
     from da3_splat.evaluation.report import write_report
     from da3_splat.evaluation.results import ResultsFolder
     from da3_splat.evaluation.runner import run
+    from da3_splat.evaluation.stress import stress_headline, stress_table
 
     def bar(items: Iterable) -> Iterable:
         hidden = not sys.stderr.isatty()
@@ -305,12 +331,17 @@ def _run(task: Any, scenes: list, output: Path, data: dict, seed: int, device: s
         listed = ("scenes", "failed", "versions", "hardware", "timing")
         print(json.dumps({name: value for name, value in results.items() if name not in listed}))
         return
-    titles, rows = table(results)
+    titles, rows = stress_table(results) if "groups" in results else table(results)
     shown = Table(*titles)
     width = None if sys.stdout.isatty() else 160  # a pipe has no width of its own
-    for row in rows:
+    for row in rows[:MOST_ROWS]:
         shown.add_row(*row)
+    if len(rows) > MOST_ROWS:
+        shown.add_row(f"{len(rows) - MOST_ROWS} more in results.json")
     Console(width=width).print(shown)
     for reason in results["protocol"].get("not_available", {}).values():
         print(f"note: {reason}", file=sys.stderr)
-    print(f"{output / 'results.json'}\n{report}\n{headline(results)}")
+    print(f"{output / 'results.json'}\n{report}")
+    if "groups" in results:
+        print(stress_headline(results))
+    print(headline(results))

@@ -43,6 +43,9 @@ def headline(results: dict) -> str:
     """One line: the means, the protocol in short, and how many scenes they are of."""
     scored, failed = results["scenes_scored"], results["scenes_failed"]
     count = f"{scored} of {scored + failed} scenes"
+    if "groups" in results:
+        first = next(group for group, summary in results["groups"].items() if summary is not None)
+        count = f"{first} worlds; {count}"
     if not scored:
         return f"{results['task']}, {results['method']['name']}: none of {failed} scenes could be scored"
     cells = [f"{title} {cell(mean(results, key), digits)}" for key, title, digits, _ in COLUMNS[results["task"]]]

@@ -9,6 +9,7 @@ from pathlib import Path
 from da3_splat.evaluation.headline import cell, headline, ranked, table
 from da3_splat.evaluation.published import TABLES, PublishedTable
 from da3_splat.evaluation.results import ResultsFolder
+from da3_splat.evaluation.stress import stress_table
 from da3_splat.io.files import replacing
 
 STYLE = """
@@ -23,6 +24,7 @@ th:first-child, td:first-child { text-align: left; } td.wide { text-align: left;
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; } dt { opacity: .7; } dd { margin: 0; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: .6rem; }
 figure { margin: 0; } figure img { width: 100%; image-rendering: pixelated; border-radius: 3px; }
+.pictures.stress { grid-template-columns: repeat(3, minmax(0, 240px)); margin-top: 1rem; }
 figcaption { font-size: .85rem; opacity: .8; }
 .published { border-left: 4px solid var(--warn); padding: .2rem 0 .2rem 1rem; margin-top: 1rem; }
 .published p { margin: .2rem 0; font-size: .9rem; } .note { font-size: .9rem; opacity: .85; }
@@ -56,7 +58,8 @@ CAPTIONS = {
 
 def write_report(results: dict, folder: ResultsFolder) -> Path:
     """Write report.html beside results.json."""
-    parts = [_top(results), _scenes(results), _pictures(results, folder), _published(results["task"])]
+    parts = [_top(results), _stress(results, folder), _scenes(results), _pictures(results, folder)]
+    parts.append(_published(results["task"]))
     title = escape(f"{results['task']}: {results['method']['name']}")
     page = (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -72,7 +75,8 @@ def write_report(results: dict, folder: ResultsFolder) -> Path:
 def _top(results: dict) -> str:
     protocol = dict(results["protocol"])
     missing = protocol.pop("not_available", {})
-    facts = {**protocol, "data": results["data"], "seed": results["seed"], "method": results["method"]}
+    data = {name: value for name, value in results["data"].items() if name not in ("groups", "stress")}
+    facts = {**protocol, "data": data, "seed": results["seed"], "method": results["method"]}
     facts |= {"versions": results["versions"], "hardware": results["hardware"]}
     notes = [f"{reason}" for reason in missing.values()]
     if results.get("targets_that_are_contexts"):
@@ -94,6 +98,24 @@ def _list(facts: dict) -> str:
 
     items = (f"<dt>{escape(name.replace('_', ' '))}</dt><dd>{escape(words(v))}</dd>" for name, v in facts.items())
     return f"<dl>{''.join(items)}</dl>"
+
+
+def _stress(results: dict, folder: ResultsFolder) -> str:
+    """The stress suite: what is hard, its scores, the first world of each kind."""
+    if "groups" not in results:
+        return ""
+    titles, rows = stress_table(results)
+    scored = {scene["name"] for scene in results["scenes"]}
+    figures = []
+    for variation, names in results["data"]["groups"].items():
+        shown = next((name for name in names if name in scored), None)
+        keys = [key for key in ("input", "rendering", "truth") if shown and folder.picture(shown, key).is_file()]
+        figures += [_figure(folder.picture(shown, key), f"{variation}: {key}") for key in keys]
+    return (
+        f'<h2>Stress suite</h2><p class="note">Each world plain, and hard in one way at a time.</p>'
+        f'{_list(results["data"]["stress"])}<div class="scroll">{_table(titles, rows)}</div>'
+        f'<div class="pictures stress">{"".join(figures)}</div>'
+    )
 
 
 def _scenes(results: dict) -> str:

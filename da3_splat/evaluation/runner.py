@@ -60,8 +60,9 @@ def run(
 ) -> dict | None:
     """Score what is not scored yet and write results.json; its content, or None while other processes are at work.
 
-    `data` says where the scenes come from. A scene that cannot be read is reported and counted, and tried again by the
-    next run; the others are scored all the same.
+    `data` says where the scenes come from. Its `groups`, names of scenes by group, get each group summed up alone;
+    the means at the top are then those of the first group. A scene that cannot be read is reported and counted, and
+    tried again by the next run; the others are scored all the same.
     """
     names = [scene.name for scene in scenes]
     if len(set(names)) < len(names):
@@ -100,9 +101,16 @@ def _assembled(task: Task, head: dict, records: list[dict], device: str) -> dict
     failed = [{"name": record["name"], "error": record["error"]} for record in records if "error" in record]
     timing = {record["name"]: record["timing"] for record in records if "timing" in record}
     seconds = sum(scene.get("seconds", 0.0) for scene in timing.values())
+    groups = {
+        group: [scene for scene in scored if scene["name"] in set(names)]
+        for group, names in head["data"].get("groups", {}).items()
+    }
+    summaries = {group: task.summary(found) if found else None for group, found in groups.items()}
+    first = next(filter(None, groups.values()), scored)
     return {
         "task": head["task"],
-        **(task.summary(scored) if scored else {}),
+        **(task.summary(first) if first else {}),
+        **({"groups": summaries} if groups else {}),
         "scenes_scored": len(scored),
         "scenes_failed": len(failed),
         **{name: head[name] for name in ("method", "protocol", "data", "seed")},

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from da3_splat.backbone.checkpoints import load_checkpoint, preset_of, resolve
-from da3_splat.backbone.network import DepthAnything3, NestedDepthAnything3, metres
+from da3_splat.backbone.interface import Backbone
+from da3_splat.backbone.network import NestedDepthAnything3, metres
 from da3_splat.backbone.presets import NESTED, PRESETS, create_backbone
 from da3_splat.fusion.fuse import FusionConfig, Progress, agree, fuse
 from da3_splat.fusion.merging import merge_pixels
@@ -51,9 +52,9 @@ class SplatConfig:
 
 
 class Da3Splat(nn.Module):
-    """A backbone and a Gaussian head."""
+    """A backbone (any that is one by backbone/interface.py) and a Gaussian head."""
 
-    def __init__(self, network: DepthAnything3 | NestedDepthAnything3, gs_head: nn.Module, config: SplatConfig):
+    def __init__(self, network: Backbone, gs_head: nn.Module, config: SplatConfig):
         super().__init__()
         self.network, self.gs_head, self.config = network, gs_head, config
 

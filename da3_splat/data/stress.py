@@ -17,7 +17,7 @@ VARIATIONS = {
     "textureless": "walls, floor and ceiling of one flat colour each",
     "mirrors": "two walls are mirrors, every other object is glossy (one reflection)",
     "thin": "every object is a rod of 3 cm",
-    "repeated": "every surface has the same checks in the same colours",
+    "repeated": "every surface has the same checks, dark and light grey",
     "wide": "the same number of views along three times the arc",
     "moving": "in pictures that are not held out, every other object has strayed, by up to 0.5 m",
     "exposure": "pictures that are not held out are brighter or darker, by up to a factor of 2",
@@ -40,13 +40,12 @@ def varied_worlds(worlds: Worlds, variation: str) -> Worlds:
         gloss[:, FACES::2] = 0.5
         return replace(worlds, gloss=gloss)
     if variation == "repeated":
-        count = worlds.kind.shape[1]
         return replace(
             worlds,
             kind=torch.full_like(worlds.kind, CHECKS),
             frequency=torch.full_like(worlds.frequency, 4.0),
-            color_a=worlds.color_a[:, :1].expand(-1, count, -1).contiguous(),
-            color_b=worlds.color_b[:, :1].expand(-1, count, -1).contiguous(),
+            color_a=torch.full_like(worlds.color_a, 0.2),
+            color_b=torch.full_like(worlds.color_b, 0.8),
             grain=surfaces,
         )
     if variation == "thin":

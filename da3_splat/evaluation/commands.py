@@ -57,8 +57,9 @@ def novel_views(
         output: folder for results.json, report.html and what they are made from
         data: a capture or a folder of captures, a DL3DV or MegaDepth download; not for synthetic worlds
         format: how the data lies there
-        model: mini (embedded), weights (file or hub id), or a folder of another tool's results: SCENE/scene.ply and
-            SCENE/transforms.json
+        model: mini (embedded), weights (file or hub id), a folder of another tool's results (SCENE/scene.ply and
+            SCENE/transforms.json), or a baseline: official:CHECKOUT:WEIGHTS (DA3's own code), splatfacto[:STEPS],
+            plane-sweep
         contexts: how many pictures of a scene go in, spread by farthest point on pose distance
         every: one picture in so many is held out and asked for
         index: a view-index file that says contexts and targets itself
@@ -123,7 +124,8 @@ def poses(
         output: folder for results.json, report.html and what they are made from
         data: a capture or a folder of captures, a DL3DV or MegaDepth download; not for synthetic worlds
         format: how the data lies there
-        model: mini (embedded), weights (file or hub id), or a folder of another tool's results
+        model: mini (embedded), weights (file or hub id), a folder of another tool's results, or a baseline:
+            official:CHECKOUT:WEIGHTS, plane-sweep (posed)
         views: random pictures of a scene, at most
         resolution: longest side of the pictures in pixels
         worlds: how many synthetic worlds
@@ -171,7 +173,8 @@ def depth(
         output: folder for results.json, report.html and what they are made from
         data: the folder of the data set; not for synthetic worlds
         format: how the data lies there; captures are those whose transforms.json names depth maps
-        model: mini (embedded), weights (file or hub id), or a folder of another tool's results
+        model: mini (embedded), weights (file or hub id), a folder of another tool's results, or a baseline:
+            official:CHECKOUT:WEIGHTS, plane-sweep (posed)
         align: what each picture's depth is fitted by first; none is for metric models
         views: pictures of a scene, at most, evenly spaced; all of a data set that has rules of its own, else 8
         resolution: longest side of the pictures in pixels
@@ -224,7 +227,8 @@ def reconstruction(
         output: folder for results.json, report.html and what they are made from
         data: the folder of the data set; not for synthetic worlds
         format: how the data lies there
-        model: mini (embedded), weights (file or hub id), or a folder of another tool's results
+        model: mini (embedded), weights (file or hub id), a folder of another tool's results, or a baseline:
+            official:CHECKOUT:WEIGHTS, plane-sweep (posed)
         poses: the method is given the cameras, or pictures alone and is aligned by its cameras
         threshold: of F1, in units of the scene. Without it, the data set's own; 0.05 (metres in synthetic worlds) where
             it has none, with voxels in proportion

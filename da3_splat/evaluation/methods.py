@@ -1,4 +1,4 @@
-"""What can be scored: anything that says `predict(views) -> Scene`. Ours by name, and other tools' results on disk."""
+"""What can be scored: anything that says `predict(views) -> Scene`. Ours, baselines, others' results on disk."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Protocol
 import torch
 
 from da3_splat.backbone.checkpoints import resolve
+from da3_splat.backbone.plane_sweep import PlaneSweep
+from da3_splat.evaluation.official import OfficialDA3
+from da3_splat.evaluation.splatfacto import Splatfacto
+from da3_splat.heads.plain import PlainHead
 from da3_splat.io.frames import Frame
 from da3_splat.io.ply import load_ply
 from da3_splat.io.transforms_json import read_transforms
-from da3_splat.model import EMBEDDED, Da3Splat, load_model
+from da3_splat.model import EMBEDDED, Da3Splat, SplatConfig, load_model
 from da3_splat.rendering import render
 from da3_splat.types import Cameras, Geometry, Scene, Views
 
@@ -99,7 +103,21 @@ def _covering(frame: Frame, height: int, width: int) -> Cameras:
 
 
 def load_method(source: str, device: str = "cpu") -> Method:
-    """`mini`, weights (a file, a folder of them, a hub id), or a folder of results (see `ResultsOnDisk`)."""
+    """`mini`, weights (a file, a folder of them, a hub id), a folder of results (see `ResultsOnDisk`), or a baseline:
+    `official:CHECKOUT:WEIGHTS`, `splatfacto[:STEPS]`, `plane-sweep`."""
+    kind, _, rest = source.partition(":")
+    if kind == "official":
+        checkout, _, weights = rest.partition(":")
+        if not checkout or not weights:
+            raise ValueError(f"model: expected official:CHECKOUT:WEIGHTS, got {source}")
+        return OfficialDA3(Path(checkout), weights, device)
+    if kind == "splatfacto":
+        if rest and not rest.isdigit():
+            raise ValueError(f"model: expected splatfacto or splatfacto:STEPS, got {source}")
+        return Splatfacto(int(rest or 30_000), device)
+    if source == "plane-sweep":
+        model = Da3Splat(PlaneSweep(), PlainHead(), SplatConfig("plane-sweep"))
+        return OurMethod(model.to(device).eval(), {"name": source, "kind": "plane sweep, nothing learnt"})
     folder = Path(source)
     if folder.is_dir() and any(folder.glob("*/scene.ply")):
         return ResultsOnDisk(folder)

@@ -113,8 +113,8 @@ def _stress(results: dict, folder: ResultsFolder) -> str:
         figures += [_figure(folder.picture(shown, key), f"{variation}: {key}") for key in keys]
     return (
         f'<h2>Stress suite</h2><p class="note">Each world plain, and hard in one way at a time. '
-        "Some of what is hard to place is easy to paint, a flat wall above all: read PSNR beside the depth and pose scores "
-        "of the same suite.</p>"
+        "Some of what is hard to place is easy to paint, a flat wall above all: read PSNR beside the depth and pose "
+        "scores of the same suite.</p>"
         f'{_list(results["data"]["stress"])}<div class="scroll">{_table(titles, rows)}</div>'
         f'<div class="pictures stress">{"".join(figures)}</div>'
     )

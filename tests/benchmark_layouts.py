@@ -240,7 +240,8 @@ def dtu(folder: Path, w: Written) -> np.ndarray:
     """One scan in millimetres; its upper half is background."""
     depth = 100 * w.depth
     for index in range(len(w.pixels)):
-        picture(folder / "Rectified" / "scan9" / f"rect_{index + 1:03d}_3_r5000.png", w.pixels[index])
+        for light in range(7):
+            picture(folder / "Rectified" / "scan9" / f"rect_{index + 1:03d}_{light}_r5000.png", w.pixels[index])
         maps = folder / "depth_raw" / "Depths" / "scan9"
         grey = np.zeros(depth.shape[1:], np.uint8)
         grey[28:] = 200

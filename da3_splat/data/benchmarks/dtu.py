@@ -1,6 +1,6 @@
 """DTU as MVSNet prepared it, in millimetres; and the 64-picture form that poses are scored on.
 
-    FOLDER/Rectified/scan1/rect_001_*.png            one light; the number counts from 1
+    FOLDER/Rectified/scan1/rect_001_3_r5000.png      3 is the light (all on); the number counts from 1
     FOLDER/Cameras/00000000_cam.txt                  `extrinsic`, 4x4 world_to_camera, `intrinsic`, 3x3; from 0
     FOLDER/depth_raw/Depths/scan1/depth_map_0000.pfm    depth, 0 is unknown
     FOLDER/depth_raw/Depths/scan1/depth_visual_0000.png grey above 10: the object
@@ -11,7 +11,9 @@
     FOLDER/scan105/image/00000000.png                DTU-64, with FOLDER/Cameras as above
 
 Source: the DA3 repository's benchmark code and DTU's own evaluation. Depth outside the mask is unknown here; the paper
-masks with a background remover instead (RMBG-2.0). The 22 scans of MVSNet's test set and 13 of DTU-64 are scored.
+masks with a background remover instead (RMBG-2.0). With given cameras the released code keeps only points that four
+views agree on to 0.2 mm; here every pixel is a point then, too, so posed scores are not comparable. The 22 scans of
+MVSNet's test set and 13 of DTU-64 are scored.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ def pose_scenes(folder: Path) -> list[BenchmarkScene]:
 
 def _listing(folder: Path, images: Path) -> list[Picture]:
     pictures = []
-    for path in sorted(images.glob("rect_*.png")):
+    for path in sorted(images.glob("rect_*_3_*.png")) or sorted(images.glob("rect_*.png")):
         index = int(path.stem.split("_")[1]) - 1
         maps = folder / "depth_raw" / "Depths" / images.name
         depth, mask = maps / f"depth_map_{index:04d}.pfm", maps / f"depth_visual_{index:04d}.png"

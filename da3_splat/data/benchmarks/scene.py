@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -37,25 +37,27 @@ class BenchmarkScene:
     surface: Path | None = None
     judged: Judged | None = None
 
-    @cached_property
-    def pictures(self) -> list[Picture]:
-        """What `listing` finds; ValueError where that is nothing."""
-        found = self.listing()
-        if not found:
-            raise ValueError(f"{self.name}: no picture with what belongs to it")
-        return found
-
     def frames(self) -> list[Frame]:
-        return [picture.frame for picture in self.pictures]
+        """All frames; ValueError where there is none, or where a file that belongs to one is missing or broken."""
+        return [picture.frame for picture in _pictures(self)]
 
     def has_depth(self, index: int) -> bool:
         """Whether there is a file with the depth of a frame, not opened yet."""
-        return self.pictures[index].depth is not None
+        return _pictures(self)[index].depth is not None
 
     def depth(self, index: int) -> Tensor | None:
         """True z-depth (H,W) float32 of a frame, 0 where it is not known; None where the set has none."""
-        read = self.pictures[index].depth
+        read = _pictures(self)[index].depth
         return None if read is None else read()
+
+
+@lru_cache(maxsize=1)
+def _pictures(scene: BenchmarkScene) -> list[Picture]:
+    """What the scene's listing finds, of the last scene asked for: frames may hold pixels."""
+    found = scene.listing()
+    if not found:
+        raise ValueError(f"{scene.name}: no picture with what belongs to it")
+    return found
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,27 @@ def test_depth_is_kept_where_the_truth_is_known():
     assert torch.equal(kept[0] > 0, nearest > 0) and int((kept[1] == 0).sum()) == 1 + 40
 
 
+def test_a_method_that_is_lost_scores_badly_and_finishes():
+    """Depth a thousand times too far counts as wrong points, not as none, and does not fill the memory."""
+
+    class Lost(Oracle):
+        def predict(self, views: Views, scene: str = ""):
+            found = super().predict(views, scene)
+            return replace(found, geometry=replace(found.geometry, depth=1000 * found.geometry.depth))
+
+    scores = Reconstruction(Lost(INDOORS), rules_at(0.4), "posed", views=3, resolution=70).score(INDOORS).scores
+    assert scores["f1"] < 0.05 and 1 < scores["accuracy"] < 30
+
+
+def test_cameras_that_move_by_noise_alone_do_not_blow_up_the_scene():
+    """Predicted centres a hundredth as far apart as the true ones, at random: the scale stays that of what agrees."""
+    cameras = random_cameras(views=8, seed=5)
+    pose = cameras.world_to_camera.clone()
+    pose[..., :3, 3] = 0.01 * torch.randn(1, 8, 3, generator=torch.Generator().manual_seed(1))
+    found = robust_similarity(replace(cameras, world_to_camera=pose), cameras)
+    assert 0 < float(found.scale) < 60
+
+
 def test_caps_and_boxes():
     """Distances 1 and 30: with a cap of 20 the mean is 1; recall still counts all."""
     found, true = np.array([[0.0, 0, 1], [0, 0, 30]]), np.array([[0.0, 0, 0]])

@@ -36,8 +36,9 @@ from da3_splat.types import Cameras, Geometry, Scene, Views, Window
 NAMES = tuple(item.name for item in fields(CloudScores))
 ALIGNMENTS = {
     "posed": "none: the method was given the cameras",
-    "free": "one similarity from the predicted to the true cameras: RANSAC over Umeyama on camera centres (threshold: "
-    "median distance to the nearest true centre after a first fit), refitted on centres and axes of the inliers",
+    "free": "one similarity from the predicted to the true cameras: RANSAC over Umeyama on the centres of half of them "
+    "(threshold: median distance to the nearest true centre after a first fit), refitted on the inliers, scale by "
+    "their centres, rotation by centres and axes",
 }
 
 
@@ -69,7 +70,8 @@ class Reconstruction:
             "resolution": self.resolution,
             **rules,
             "clouds": "depth of all views where the truth is known and there is no sky, fused as `fusion` says; the "
-            "truth is the scene's surface, else the true depth of the same views; both thinned to cubes of `thinned`",
+            "truth is the scene's surface, else the true depth of the same views; both thinned to cubes of `thinned`; "
+            "depth beyond twice the distance of the farthest true point is taken as that far",
         }
 
     @property
@@ -90,11 +92,13 @@ class Reconstruction:
         with measured() as prediction:
             found = self.predictor.predict(given, scene.name)
         truths = {index: scene.depth(index) for index in chosen if scene.has_depth(index)}
-        points = self._points(found, views, [truths.get(index) for index in chosen])
         if scene.surface is None:
             true = np.concatenate([true_points(frames[index], truth) for index, truth in truths.items()])
         else:
             true = surface_points(scene.surface)
+        if len(true) == 0:
+            raise ValueError(f"{scene.name}: no picture has true depth")
+        points = self._points(found, views, [truths.get(index) for index in chosen], true)
         if self.rules.margin is not None:
             points = within_box(points, true, self.rules.margin)
         if scene.judged is not None:
@@ -108,13 +112,15 @@ class Reconstruction:
         """Means over scenes."""
         return {name: mean_of([scene[name] for scene in scenes]) for name in NAMES}
 
-    def _points(self, found: Scene, views: Views, truths: Sequence[Tensor | None]) -> np.ndarray:
-        """The points (P,3) float64 of what the method saw, in the true frame."""
+    def _points(self, found: Scene, views: Views, truths: Sequence[Tensor | None], true: np.ndarray) -> np.ndarray:
+        """The points (P,3) float64 of what the method saw, in the true frame, where `true` (Q,3) is."""
         geometry = kept_where_known(found.geometry, views, truths)
         if self.poses == "free":
             motion = robust_similarity(geometry.cameras, views.cameras)
             depth = geometry.depth * motion.scale[:, None, None, None]
             geometry = Geometry(depth=depth, cameras=transform_cameras(motion, geometry.cameras))
+        # What is twice too far is wrong however far it is, and a surface a kilometre away would not fit in memory.
+        geometry = replace(geometry, depth=geometry.depth.clamp_max(2 * farthest(true, views.cameras)))
         if self.rules.fusion == "tsdf":
             return fused_points(geometry.depth[0], geometry.cameras, self.rules)
         shown = (geometry.depth > 0) & (geometry.depth <= self.rules.max_depth)
@@ -149,8 +155,9 @@ def at_view_size(values: Tensor, window: Window, height: int, width: int) -> Ten
 def robust_similarity(predicted: Cameras, true: Cameras) -> Similarity:
     """The similarity (1,) from predicted cameras (1,V) to the true ones that leaves out those that are far off.
 
-    As the DA3 benchmark, RANSAC over Umeyama on the centres; but refitted on the inliers' centres and axes together, so
-    that cameras on a line and fewer than four are no special case.
+    As the DA3 benchmark, RANSAC over Umeyama on the centres of half of the cameras at a time, which also gives the
+    scale; but the rotation is refitted on the inliers' centres and axes together, so that cameras on a line are no
+    special case. Fewer than four cameras, or centres that nothing fits, are fitted all together, by centres and axes.
     """
     whole = camera_similarity(predicted, true)
     source, target = predicted.centers[0].double(), true.centers[0].double()
@@ -159,9 +166,20 @@ def robust_similarity(predicted: Cameras, true: Cameras) -> Similarity:
     moved = whole.apply(predicted.centers)[0].double()
     threshold = float(torch.cdist(moved, target).amin(dim=1).median())
     extent = float((target - target.mean(dim=0)).norm(dim=1).max())
-    _, inliers = ransac_similarity(source, target, max(threshold, 1e-3 * extent, 1e-12))
+    # Half of the cameras, not three: where all are off, three agree by chance at any scale.
+    half, threshold = max(3, len(source) // 2), max(threshold, 1e-3 * extent, 1e-12)
+    fitted, inliers = ransac_similarity(source, target, threshold, sample=half)
     kept = torch.nonzero(inliers)[:, 0].tolist()
-    return whole if len(kept) < 3 else camera_similarity(predicted.select(kept), true.select(kept))
+    if len(kept) < 3 or float(fitted.scale) <= 0:
+        return whole
+    scale = fitted.scale.reshape(1).to(whole.scale)
+    return camera_similarity(predicted.select(kept), true.select(kept), scale)
+
+
+def farthest(points: np.ndarray, cameras: Cameras) -> float:
+    """The largest distance between one of the points (P,3) and one of the cameras (1,V)."""
+    centers = cameras.centers[0].double().cpu().numpy()
+    return max(float(np.linalg.norm(points - center, axis=1).max()) for center in centers)
 
 
 def true_points(frame: Frame, depth: Tensor) -> np.ndarray:

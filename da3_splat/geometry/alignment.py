@@ -54,18 +54,18 @@ def umeyama(source: Tensor, target: Tensor, weights: Tensor | None = None) -> Si
 
 
 def ransac_similarity(
-    source: Tensor, target: Tensor, threshold: float, iterations: int = 256, seed: int = 0
+    source: Tensor, target: Tensor, threshold: float, iterations: int = 256, seed: int = 0, sample: int = 3
 ) -> tuple[Similarity, Tensor]:
     """A similarity from source to target (P,3) that ignores outliers, and the inlier mask (P).
 
-    All hypotheses (three points each, drawn from `seed`) are fitted in one batch, scored by the truncated distance,
+    All hypotheses (`sample` points each, drawn from `seed`) are fitted in one batch, scored by the truncated distance,
     and the best one is refitted on its inliers until they no longer change.
     """
     count = source.shape[0]
     if count < 3:
         raise ValueError(f"ransac_similarity: expected at least 3 points, got {count}")
     generator = torch.Generator().manual_seed(seed)
-    picks = torch.rand(iterations, count, generator=generator).topk(3, dim=1).indices.to(source.device)
+    picks = torch.rand(iterations, count, generator=generator).topk(sample, dim=1).indices.to(source.device)
     hypotheses = umeyama(source[picks], target[picks])
     distance = (hypotheses.apply(source.expand(iterations, -1, -1)) - target).norm(dim=-1)
     best = distance.clamp_max(threshold).sum(dim=1).argmin()

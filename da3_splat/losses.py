@@ -11,28 +11,37 @@ from da3_splat.geometry.projection import rays_from_cameras
 from da3_splat.metrics import ssim
 from da3_splat.types import Cameras, Geometry, RayMap
 
-CONFIDENCE_WEIGHT = 0.2  # lambda_c; the paper does not give it
+CONFIDENCE_WEIGHT = 0.2  # lambda_c of L_D, which the paper does not give
 
 
 def depth_loss(depth: Tensor, confidence: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the mask of confidence * |depth - target| - lambda_c * log confidence; all (B,S,H,W), mask bool."""
+    """L_D (section 3.3): mean over the mask of c |D^ - D| - lambda_c log c; all (B,S,H,W), mask bool."""
     error = confidence * (depth - target).abs() - CONFIDENCE_WEIGHT * confidence.log()
     return _masked_mean(error, mask)
 
 
 def ray_loss(rays: RayMap, target: RayMap) -> Tensor:
-    """Mean absolute difference of directions and origins; every ray has a true value, sky or not."""
+    """L_M (section 3.3): mean absolute difference of directions, plus that of origins; sky has rays, too.
+
+    The paper does not write it out. By default the confidence of rays is not used.
+    """
     return (rays.directions - target.directions).abs().mean() + (rays.origins - target.origins).abs().mean()
 
 
 def point_loss(depth: Tensor, rays: RayMap, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute difference between depth * direction + origin and true points (B,S,h,w,3) at the rays' size."""
+    """L_P (section 3.3): mean absolute difference between D^ * d + t, all three predicted, and true points (B,S,h,w,3).
+
+    `depth` and `mask` (B,S,h,w) have the rays' size.
+    """
     points = depth[..., None] * rays.directions + rays.origins
     return _masked_mean((points - target).abs().mean(dim=-1), mask)
 
 
 def camera_loss(encoding: Tensor, target: Cameras) -> Tensor:
-    """Mean absolute difference of the nine numbers (B,S,9), quaternions as unit vectors up to their sign."""
+    """L_C (section 3.3): mean absolute differences of translation, quaternion and field of view (B,S,9), their sum.
+
+    Quaternions count as unit vectors up to their sign, and the three parts alike; the paper leaves both open.
+    """
     truth = encode_cameras(target)
     quats, true_quats = normalize(encoding[..., 3:7], dim=-1), truth[..., 3:7]
     sign = torch.where((quats * true_quats).sum(dim=-1, keepdim=True) < 0, -1.0, 1.0)
@@ -45,7 +54,8 @@ def camera_loss(encoding: Tensor, target: Cameras) -> Tensor:
 
 
 def gradient_loss(depth: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute difference of finite differences in x and y, where both neighbours are in the mask."""
+    """L_grad (section 3.3): mean absolute difference of finite differences in x, plus that in y, over pairs of
+    neighbours that are both in the mask."""
     error = depth - target
     dx, dy = error[..., 1:] - error[..., :-1], error[..., 1:, :] - error[..., :-1, :]
     return _masked_mean(dx.abs(), mask[..., 1:] & mask[..., :-1]) + _masked_mean(
@@ -54,7 +64,7 @@ def gradient_loss(depth: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def student_loss(prediction: Geometry, truth: Geometry) -> dict[str, Tensor]:
-    """All five terms of the student objective by name, each with weight 1 (alpha = beta = 1).
+    """L_D + L_M + L_P + beta L_C + alpha L_grad (section 3.3) by name, alpha = beta = 1.
 
     `truth` is normalised (see `training.geometry.normalise_truth`); its sky has no depth, point or gradient loss.
     """

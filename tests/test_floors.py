@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "da3_splat"
 FLOORS = {
     "types": 0, "config": 0,
     "geometry": 1, "spherical_harmonics": 1, "io": 1,
-    "backbone": 2, "rendering": 2, "data": 2, "losses": 2, "metrics": 2, "perceptual": 2,
+    "backbone": 2, "rendering": 2, "data": 2, "losses": 2, "teacher_losses": 2, "metrics": 2, "perceptual": 2,
     "heads": 3, "fusion": 3,
     "model": 4,
     "scene_folder": 5, "export": 6, "posing": 6, "trained_run": 6,

@@ -119,6 +119,45 @@ def test_gradients_by_finite_differences():
     assert analytic.item() == pytest.approx(((high - low) / 2e-6).item(), rel=1e-4)
 
 
+def test_gradient_of_each_student_loss():
+    generator = torch.Generator().manual_seed(7)
+
+    def random(*shape):
+        return torch.rand(*shape, generator=generator, dtype=torch.float64) + 0.5
+
+    target, mask = random(2, 2, 3, 4), torch.rand(2, 2, 3, 4, generator=generator) < 0.7
+    points, true = random(2, 2, 3, 4, 3), RayMap(directions=random(2, 2, 3, 4, 3), origins=random(2, 2, 3, 4, 3))
+    cameras = random_cameras(batch=2, views=2).to(torch.float64)
+    depth = random(2, 2, 3, 4).requires_grad_()
+    confidence = (1 + random(2, 2, 3, 4)).requires_grad_()
+    directions, origins = (random(2, 2, 3, 4, 3).requires_grad_() for _ in range(2))
+    encoding = (encode_cameras(cameras) + 0.1 + 0.1 * random(2, 2, 9)).requires_grad_()
+    check = torch.autograd.gradcheck
+    assert check(lambda d, c: depth_loss(d, c, target, mask), (depth, confidence))
+    assert check(lambda d, o: ray_loss(RayMap(directions=d, origins=o), true), (directions, origins))
+    assert check(
+        lambda z, d, o: point_loss(z, RayMap(directions=d, origins=o), points, mask), (depth, directions, origins)
+    )
+    assert check(lambda e: camera_loss(e, cameras), (encoding,))
+    assert check(lambda d: gradient_loss(d, target, mask), (depth,))
+
+
+def test_student_loss_does_not_see_a_similarity_of_the_world():
+    """Worlds moved, turned and scaled give the same targets, so the same loss of the same prediction."""
+    _, truth = make_scenes(2, 3, 28, 42, seed=3, supersample=1)
+    torch.manual_seed(2)
+    motion = Similarity(torch.tensor([0.3, 40.0]), quaternion_to_matrix(torch.randn(2, 4)), 5 * torch.randn(2, 3))
+    depth = motion.scale[:, None, None, None] * truth.depth
+    moved = Geometry(depth=depth, cameras=transform_cameras(motion, truth.cameras), sky=truth.sky)
+    said = Geometry(
+        depth=torch.rand(2, 3, 28, 42), confidence=1 + torch.rand(2, 3, 28, 42), camera_encoding=torch.randn(2, 3, 9),
+        ray_map=RayMap(directions=torch.randn(2, 3, 16, 24, 3), origins=torch.randn(2, 3, 16, 24, 3)),
+    )  # fmt: skip
+    before, after = (student_loss(said, normalise_truth(world)) for world in (truth, moved))
+    for name, value in before.items():
+        assert after[name].item() == pytest.approx(value.item(), rel=1e-3), name
+
+
 def test_metrics_against_scikit_image():
     generator = torch.Generator().manual_seed(0)
     image, target = torch.rand(2, 3, 40, 56, generator=generator), torch.rand(2, 3, 40, 56, generator=generator)

@@ -1,0 +1,104 @@
+"""Pseudo-labels: RANSAC finds scale and shift among outliers, noise and holes, and says where it cannot."""
+
+import pytest
+import torch
+
+from da3_splat.data.synthetic import make_scenes
+from da3_splat.training.pseudo_labels import LabelConfig, align_to_measured
+
+SCALES, SHIFTS = torch.tensor([0.5, 3.0, 120.0]), torch.tensor([2.0, -0.4, 7.0])
+
+
+def teacher_depth() -> torch.Tensor:
+    """Three pictures 42x56 of depth 0.5 to about 3."""
+    _, truth = make_scenes(3, 1, 42, 56, seed=12, supersample=1)
+    return truth.depth[:, 0].clamp_min(0.5).clamp_max(6)
+
+
+def measured_depth(teacher: torch.Tensor, seed: int, outliers=0.4, holes=0.0, noise=0.0) -> torch.Tensor:
+    """Depth of SCALES and SHIFTS; a share of outliers anywhere in the range and beyond, holes, relative noise."""
+    generator = torch.Generator().manual_seed(seed)
+    depth = SCALES[:, None, None] * teacher + SHIFTS[:, None, None]
+    depth = depth * (1 + noise * torch.randn(depth.shape, generator=generator))
+    far = depth.amax(dim=(1, 2), keepdim=True) * 3 * torch.rand(depth.shape, generator=generator) + 0.01
+    depth = torch.where(torch.rand(depth.shape, generator=generator) < outliers, far, depth)
+    return torch.where(torch.rand(depth.shape, generator=generator) < holes, 0, depth)
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.9])
+@pytest.mark.parametrize("seed", range(5))
+def test_ransac_recovers_scale_and_shift_among_outliers(seed, holes):
+    """Within 1e-3 with 40 % outliers, of all pixels or of a tenth of them."""
+    teacher = teacher_depth()
+    fit = align_to_measured(teacher, measured_depth(teacher, seed, holes=holes))
+    assert fit.reasons == (None, None, None)
+    torch.testing.assert_close(fit.scale, SCALES, rtol=1e-3, atol=0)
+    torch.testing.assert_close(fit.shift, SHIFTS, rtol=1e-3, atol=1e-3)
+    assert (fit.residual < 1e-3).all() and (fit.agreeing > 0.55).all()
+    truth = SCALES[:, None, None] * teacher + SHIFTS[:, None, None]
+    torch.testing.assert_close(fit.labels(teacher), truth, rtol=2e-3, atol=2e-3)
+
+
+def test_ransac_with_noise_is_no_worse_than_least_squares_without_outliers():
+    """2 % noise and 40 % outliers: within 2 %, and at least half of the pixels are inliers."""
+    teacher = teacher_depth()
+    fit = align_to_measured(teacher, measured_depth(teacher, 3, noise=0.02))
+    assert fit.reasons == (None, None, None)
+    torch.testing.assert_close(fit.scale, SCALES, rtol=0.02, atol=0)
+    assert (fit.inliers.float().mean(dim=(1, 2)) >= 0.5).all()
+
+
+def test_ransac_threshold_is_the_mean_deviation_from_the_median():
+    """No outliers: the threshold is that of the residuals of the line, over the pixels of the round before."""
+    teacher = teacher_depth()
+    measured = measured_depth(teacher, 4, outliers=0.0, noise=0.02)
+    fit = align_to_measured(teacher, measured)
+    residual = SCALES[:, None, None] * teacher + SHIFTS[:, None, None] - measured
+    spread = (residual - residual.flatten(1).median(dim=1).values[:, None, None]).abs().mean(dim=(1, 2))
+    torch.testing.assert_close(fit.threshold, spread, rtol=0.1, atol=0)
+
+
+def test_ransac_does_not_depend_on_the_batch_and_is_deterministic():
+    teacher = teacher_depth()
+    measured = measured_depth(teacher, 1, noise=0.05, holes=0.5)
+    together = align_to_measured(teacher, measured)
+    again = align_to_measured(teacher, measured)
+    assert torch.equal(together.scale, again.scale) and torch.equal(together.inliers, again.inliers)
+    for index in range(3):
+        alone = align_to_measured(teacher[[index]], measured[[index]])
+        assert torch.equal(alone.scale[0], together.scale[index]) and alone.shift[0] == together.shift[index]
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1000.0])
+def test_ransac_works_in_any_unit(unit):
+    teacher = teacher_depth()
+    fit = align_to_measured(teacher / unit, unit * measured_depth(teacher, 2, noise=0.02))
+    same = align_to_measured(teacher, measured_depth(teacher, 2, noise=0.02))
+    torch.testing.assert_close(fit.scale, same.scale * unit**2, rtol=1e-4, atol=0)
+    assert fit.reasons == same.reasons
+
+
+def test_ransac_says_when_it_cannot():
+    """Too few pixels, a flat teacher, reversed depth, unrelated depth, mostly outliers: a reason each and no label."""
+    teacher = teacher_depth()[:1].repeat(6, 1, 1)
+    measured = 2 * teacher + 1
+    measured[0].flatten()[20:] = 0
+    teacher[1] = 3
+    measured[2] = 20 - teacher[2]
+    generator = torch.Generator().manual_seed(0)
+    measured[3] = 1 + 9 * torch.rand(42, 56, generator=generator)
+    measured[4] = torch.where(torch.rand(42, 56, generator=generator) < 0.7, measured[3], measured[4])
+    measured[5] = 0
+    fit = align_to_measured(teacher, measured)
+    for reason, words in zip(fit.reasons, ("20 pixels", "one depth", "nearer|agree", "agree", "agree", "0 pixels")):
+        assert reason is not None and any(word in reason for word in words.split("|")), (reason, words)
+    assert (fit.labels(teacher) == 0).all() and (fit.scale > 0).all()
+    assert fit.scale.isfinite().all() and fit.residual.isfinite().all()
+
+
+def test_pseudo_labels_of_bad_input():
+    with pytest.raises(ValueError, match="one shape"):
+        align_to_measured(torch.ones(1, 3, 4), torch.ones(1, 4, 3))
+    broken = torch.full((1, 8, 9), torch.nan)
+    fit = align_to_measured(broken, torch.ones(1, 8, 9), LabelConfig(fewest_pixels=4))
+    assert "0 pixels" in fit.reasons[0] and (fit.labels(broken).nan_to_num(0) == 0).all()

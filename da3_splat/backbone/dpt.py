@@ -73,22 +73,14 @@ class FusionBlock(nn.Module):
         return interpolate(self.out_conv(self.resConfUnit2(x)), size, mode="bilinear", align_corners=True)
 
 
-class DPT(nn.Module):
-    """Four tapped features (N,P,D) -> fused map (N,features/2,8h,8w) -> `outputs` channels at image size.
+class Pyramid(nn.Module):
+    """Four tapped features (N,P,D) -> four maps of one width, coarse to fine.
 
     `uv` adds the image-plane embedding, `token_norm` a LayerNorm on the tokens (both only in the any-view head and,
     without the norm, in the Gaussian head).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        features: int,
-        channels: tuple[int, ...],
-        outputs: int,
-        uv: bool = False,
-        token_norm: bool = False,
-    ):
+    def __init__(self, dim: int, features: int, channels: tuple[int, ...], uv: bool, token_norm: bool):
         super().__init__()
         self.uv = uv
         self.norm = nn.LayerNorm(dim) if token_norm else nn.Identity()
@@ -104,13 +96,6 @@ class DPT(nn.Module):
         self.scratch = nn.Module()
         for level, c in enumerate(channels, start=1):
             setattr(self.scratch, f"layer{level}_rn", nn.Conv2d(c, features, 3, padding=1, bias=False))
-        self._add_fusion("", features)
-        self.scratch.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
-        self.scratch.output_conv2 = _output(features // 2, outputs)
-
-    def _add_fusion(self, suffix: str, features: int) -> None:
-        for level in (1, 2, 3, 4):
-            setattr(self.scratch, f"refinenet{level}{suffix}", FusionBlock(features, lateral=level < 4))
 
     def pyramid(self, features: list[Tensor], height: int, width: int) -> list[Tensor]:
         """Maps at 4, 2, 1 and 1/2 times the patch grid, one width."""
@@ -123,6 +108,33 @@ class DPT(nn.Module):
             levels.append(getattr(self.scratch, f"layer{index + 1}_rn")(x))
         return levels
 
+    def with_uv(self, x: Tensor, height: int, width: int) -> Tensor:
+        if not self.uv:
+            return x
+        return x + _uv_embedding(*x.shape[-2:], x.shape[1], width / height, x.device).to(x.dtype)
+
+
+class DPT(Pyramid):
+    """The pyramid fused top-down (N,features/2,8h,8w) -> `outputs` channels at image size; see `Pyramid`."""
+
+    def __init__(
+        self,
+        dim: int,
+        features: int,
+        channels: tuple[int, ...],
+        outputs: int,
+        uv: bool = False,
+        token_norm: bool = False,
+    ):
+        super().__init__(dim, features, channels, uv, token_norm)
+        self._add_fusion("", features)
+        self.scratch.output_conv1 = nn.Conv2d(features, features // 2, 3, padding=1)
+        self.scratch.output_conv2 = _output(features // 2, outputs)
+
+    def _add_fusion(self, suffix: str, features: int) -> None:
+        for level in (1, 2, 3, 4):
+            setattr(self.scratch, f"refinenet{level}{suffix}", FusionBlock(features, lateral=level < 4))
+
     def fuse(self, levels: list[Tensor], suffix: str = "") -> Tensor:
         """Top-down fusion to 8 times the patch grid."""
         x = None
@@ -134,11 +146,6 @@ class DPT(nn.Module):
                 size = (2 * levels[0].shape[-2], 2 * levels[0].shape[-1])
             x = block(levels[3], None, size) if x is None else block(x, levels[level - 1], size)
         return x
-
-    def with_uv(self, x: Tensor, height: int, width: int) -> Tensor:
-        if not self.uv:
-            return x
-        return x + _uv_embedding(*x.shape[-2:], x.shape[1], width / height, x.device).to(x.dtype)
 
     def image_size_features(self, levels: list[Tensor], height: int, width: int) -> Tensor:
         """(N,features/2,H,W), without the UV embedding."""
@@ -153,19 +160,26 @@ def _output(channels: int, outputs: int) -> nn.Sequential:
 
 
 class MonocularHead(DPT):
-    """Depth and sky of one view at a time (monocular and metric models)."""
+    """Depth and sky of one view at a time (monocular and metric models); `objects`: and where objects stand, which the
+    teacher learns (section 4.1) and no released model has."""
 
-    def __init__(self, dim: int, features: int, channels: tuple[int, ...]):
+    def __init__(self, dim: int, features: int, channels: tuple[int, ...], objects: bool = False):
         super().__init__(dim, features, channels, outputs=1)
+        self.objects = objects
         self.scratch.sky_output_conv2 = _output(features // 2, 1)
+        if objects:
+            self.scratch.object_output_conv2 = _output(features // 2, 1)
 
     def forward(self, features: list[Tensor], height: int, width: int, rays: bool) -> dict[str, Tensor]:
-        """depth (N,H,W) = exp, sky (N,H,W) >= 0. There is no ray branch: `rays` must be False."""
+        """depth (N,H,W) = exp, sky and objects (N,H,W) >= 0. There is no ray branch: `rays` must be False."""
         if rays:
             raise ValueError("rays: expected False, a monocular model predicts no ray map")
         x = self.image_size_features(self.pyramid(features, height, width), height, width)
         depth, sky = self.scratch.output_conv2(x), self.scratch.sky_output_conv2(x)
-        return {"depth": depth[:, 0].float().exp(), "sky": sky[:, 0].float().relu()}
+        answer = {"depth": depth[:, 0].float().exp(), "sky": sky[:, 0].float().relu()}
+        if self.objects:
+            answer["objects"] = self.scratch.object_output_conv2(x)[:, 0].float().relu()
+        return answer
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -203,8 +217,24 @@ class DualDPT(DPT):
         depth, confidence = self.scratch.output_conv2(x).float().exp().unbind(1)
         answer = {"depth": depth, "confidence": 1 + confidence}
         if rays:
+            levels = self.ray_levels(features, levels, height, width)
             x = self.scratch.output_conv1_aux(self.fuse(levels, "_aux"))
             last = self.scratch.output_conv2_aux
             x = last["5"](relu(last["2"](last["0"](self.with_uv(x, height, width))))).float().permute(0, 2, 3, 1)
             answer |= {"ray": x[..., :6], "ray_confidence": 1 + x[..., 6].exp()}
         return answer
+
+    def ray_levels(self, features: list[Tensor], levels: list[Tensor], height: int, width: int) -> list[Tensor]:
+        """The pyramid that the ray branch fuses: the one of depth."""
+        return levels
+
+
+class SeparateDPT(DualDPT):
+    """Depth and rays from a pyramid each: the head that the paper compares the shared one with (Table 7, row d)."""
+
+    def __init__(self, dim: int, features: int, channels: tuple[int, ...]):
+        super().__init__(dim, features, channels)
+        self.ray_pyramid = Pyramid(dim, features, channels, uv=True, token_norm=True)
+
+    def ray_levels(self, features: list[Tensor], levels: list[Tensor], height: int, width: int) -> list[Tensor]:
+        return self.ray_pyramid.pyramid(features, height, width)

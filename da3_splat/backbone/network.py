@@ -112,13 +112,8 @@ class DepthAnything3(nn.Module):
             raise ValueError(f"pose_from: expected camera_head or rays, got {pose_from!r}")
         height, width = features.height, features.width
         rays = rays or pose_from == "rays"
-        device_type = features.camera_tokens.device.type
-        # As released, the heads of a half-precision pass run in float32; training lets autocast have them, too.
-        exact = nullcontext() if self.training else torch.autocast(device_type, enabled=False)
-        with exact:
-            maps = run_in_chunks(
-                lambda taps: self.head([tap.to(self.head_dtype) for tap in taps], height, width, rays), features.taps
-            )
+        with self._head_precision(features):
+            maps = self.maps(features, rays)
             if not self.predicts_cameras:
                 return fill_sky(Geometry(depth=maps["depth"]), maps["sky"])
             encoding = self.camera_encoding(features)
@@ -137,6 +132,18 @@ class DepthAnything3(nn.Module):
             ray_map=ray_map,
             camera_encoding=encoding,
         )
+
+    def maps(self, features: Features, rays: bool = False) -> dict[str, Tensor]:
+        """What the dense head says (B,S,...), by its names: depth as it is, without the sky fill of `decode`."""
+        return run_in_chunks(
+            lambda taps: self.head([tap.to(self.head_dtype) for tap in taps], features.height, features.width, rays),
+            features.taps,
+        )
+
+    def _head_precision(self, features: Features):
+        # As released, the heads of a half-precision pass run in float32; training lets autocast have them, too.
+        device_type = features.camera_tokens.device.type
+        return nullcontext() if self.training else torch.autocast(device_type, enabled=False)
 
     def cameras(self, features: Features) -> Cameras:
         """What the camera head says of all views, queries included, without running the dense heads."""

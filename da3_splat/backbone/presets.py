@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from da3_splat.backbone.camera import CameraDecoder, CameraEncoder
-from da3_splat.backbone.dpt import DualDPT, MonocularHead
+from da3_splat.backbone.dpt import DualDPT, MonocularHead, SeparateDPT
 from da3_splat.backbone.network import DepthAnything3, NestedDepthAnything3
 from da3_splat.backbone.vision_transformer import VisionTransformer
 
@@ -24,6 +24,10 @@ class Preset:
     swiglu: bool = False
     camera_heads: int = 16
     camera_blocks: int = 4
+    objects: bool = False
+    """a monocular head that also says where objects stand"""
+    separate_rays: bool = False
+    """rays from a pyramid of their own instead of the dual DPT, for comparison"""
 
     @property
     def feature_dim(self) -> int:
@@ -39,6 +43,7 @@ PRESETS = {
     "da3-large": Preset(1024, 24, 16, (11, 15, 19, 23), 8, 256, _LARGE_CHANNELS),
     "da3-giant": Preset(1536, 40, 24, (19, 27, 33, 39), 13, 256, _LARGE_CHANNELS, swiglu=True),
     "da3mono-large": Preset(1024, 24, 16, (4, 11, 17, 23), None, 256, _LARGE_CHANNELS),
+    "da3teacher-large": Preset(1024, 24, 16, (4, 11, 17, 23), None, 256, _LARGE_CHANNELS, objects=True),
     "da3metric-large": Preset(1024, 24, 16, (4, 11, 17, 23), None, 256, _LARGE_CHANNELS),
 }
 NESTED = {"da3nested-giant-large": ("da3-giant", "da3metric-large")}
@@ -50,20 +55,26 @@ def preset_names() -> tuple[str, ...]:
 
 def create_backbone(name: str) -> DepthAnything3 | NestedDepthAnything3:
     """A DA3 network of the named size with fresh weights: mini, da3-small, da3-base, da3-large, da3-giant,
-    da3mono-large, da3metric-large or da3nested-giant-large."""
+    da3mono-large, da3teacher-large, da3metric-large or da3nested-giant-large."""
     if name in NESTED:
         return NestedDepthAnything3(*(create_backbone(part) for part in NESTED[name]))
     if name not in PRESETS:
         raise ValueError(f"backbone: expected one of {', '.join(preset_names())}, got {name!r}")
-    preset = PRESETS[name]
+    return build_backbone(PRESETS[name])
+
+
+def build_backbone(preset: Preset) -> DepthAnything3:
+    """A DA3 network of any size with fresh weights."""
     backbone = VisionTransformer(
         preset.dim, preset.depth, preset.heads, preset.taps, preset.alternate_from, preset.swiglu
     )
     if preset.alternate_from is None:
-        return DepthAnything3(backbone, MonocularHead(preset.feature_dim, preset.features, preset.channels))
+        head = MonocularHead(preset.feature_dim, preset.features, preset.channels, preset.objects)
+        return DepthAnything3(backbone, head)
+    head = SeparateDPT if preset.separate_rays else DualDPT
     return DepthAnything3(
         backbone,
-        DualDPT(preset.feature_dim, preset.features, preset.channels),
+        head(preset.feature_dim, preset.features, preset.channels),
         CameraDecoder(preset.feature_dim),
         CameraEncoder(preset.dim, preset.camera_heads, preset.camera_blocks),
     )

@@ -54,10 +54,12 @@ class Worlds:
 
 @dataclass(frozen=True)
 class Hits:
-    """What rays (...) hit: distance along the ray, sky bool, normal (...,3) in the world, colour (...,3) or None."""
+    """What rays (...) hit: distance along the ray, sky and object (not the room or ground) bool, normal (...,3) in the
+    world, colour (...,3) or None."""
 
     distance: Tensor
     sky: Tensor
+    objects: Tensor
     normal: Tensor
     color: Tensor | None
 
@@ -77,12 +79,12 @@ def cast(worlds: Worlds, origins: Tensor, directions: Tensor, shade: bool = True
     # A part is so small that its temporaries stay in the cache; torch would use one core for it, so parts share them.
     with ThreadPoolExecutor(torch.get_num_threads() if on_cpu else 1) as pool:
         parts = list(pool.map(part, range(0, rays, size)))
-    distance, sky, normal, *color = (torch.cat(pieces, dim=1).reshape(*shape, -1) for pieces in zip(*parts))
-    return Hits(distance[..., 0], sky[..., 0], normal, color[0] if shade else None)
+    distance, sky, objects, normal, *color = (torch.cat(pieces, dim=1).reshape(*shape, -1) for pieces in zip(*parts))
+    return Hits(distance[..., 0], sky[..., 0], objects[..., 0], normal, color[0] if shade else None)
 
 
 def _cast(worlds: Worlds, origins: Tensor, directions: Tensor, shade: bool) -> tuple[Tensor, ...]:
-    """Distance (B,R,1), sky (B,R,1), normal (B,R,3) and, where wanted, colour (B,R,3) of rays (B,R,3)."""
+    """Distance, sky and object (B,R,1), normal (B,R,3) and, where wanted, colour (B,R,3) of rays (B,R,3)."""
     batch, rays = directions.shape[:2]
     distance, surface, normal = _room_hit(worlds, origins, directions)
     ray, item, enter, local, object_normal = _object_hits(worlds, origins, directions, distance)
@@ -90,10 +92,11 @@ def _cast(worlds: Worlds, origins: Tensor, directions: Tensor, shade: bool) -> t
     surface.view(-1)[ray] = item + FACES
     normal.view(-1, 3)[ray] = object_normal
     sky = (worlds.open[:, None] & (surface < FACES) & (surface != FLOOR))[..., None]
+    objects = (surface >= FACES)[..., None]
     distance = distance[..., None]
     seen = distance.masked_fill(sky, 0)
     if not shade:
-        return seen, sky, normal
+        return seen, sky, objects, normal
     points = origins + distance * directions
     at = points.clone(memory_format=torch.contiguous_format)
     at.view(-1, 3)[ray] = local
@@ -105,14 +108,14 @@ def _cast(worlds: Worlds, origins: Tensor, directions: Tensor, shade: bool) -> t
     if worlds.gloss is not None:
         share = worlds.gloss.gather(1, surface)[..., None].masked_fill(sky, 0)
         color = color + share * (_mirrored(worlds, points, directions, normal) - color)
-    return seen, sky, normal, color
+    return seen, sky, objects, normal, color
 
 
 def _mirrored(worlds: Worlds, points: Tensor, directions: Tensor, normal: Tensor) -> Tensor:
     """The colours (B,R,3) that rays see which meet a mirror at each of the points; mirrors in it mirror nothing."""
     normal = normalize(normal, dim=-1)
     leaving = directions - 2 * (directions * normal).sum(dim=-1, keepdim=True) * normal
-    return _cast(replace(worlds, gloss=None), points + 1e-3 * normal, leaving, shade=True)[3]
+    return _cast(replace(worlds, gloss=None), points + 1e-3 * normal, leaving, shade=True)[4]
 
 
 def _light(worlds: Worlds, points: Tensor, normal: Tensor) -> Tensor:

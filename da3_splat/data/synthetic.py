@@ -202,6 +202,12 @@ def render_normals(worlds: Worlds, cameras: Cameras) -> Tensor:
     return normals * ~hits.sky[..., None]
 
 
+def render_objects(worlds: Worlds, cameras: Cameras) -> Tensor:
+    """(B,V,H,W) bool: where an object stands, not the room, the ground or the sky."""
+    rays = rays_from_cameras(cameras)
+    return cast(worlds.to(cameras.intrinsics.device), rays.origins, rays.directions, shade=False).objects
+
+
 def make_scenes(
     count: int,
     views: int,

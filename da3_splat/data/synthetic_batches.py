@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from da3_splat.data.sequences import SequenceState, items_from
-from da3_splat.data.synthetic import make_scenes
+from da3_splat.data.synthetic import make_scenes, render_objects, sample_worlds
 from da3_splat.types import Geometry, Record
 
 FIRST_SEED = 100_000_000  # worlds of heads, evaluations and tests have other seeds
@@ -24,9 +24,14 @@ class WorldsConfig:
     """heights and widths; each batch has one of them"""
     views: tuple[int, ...] = (2, 3, 4, 6)
     pixels: int = 48 * 84 * 112
-    """of all pictures of a batch together: large pictures come with few worlds"""
+    """of all pictures of a batch together, and so its tokens: large pictures come with few worlds, and with no more
+    views than fit"""
     arc: tuple[float, float] = (10.0, 100.0)
     """degrees between the outermost cameras of a world"""
+    given_share: float = 0.2
+    """of the batches: cameras are given (section 3.3)"""
+    objects: bool = False
+    """say where objects stand, which a teacher learns"""
     widening_steps: int = 0
     """so many steps until the widest arcs appear: views that see nearly the same are matched first"""
     seed: int = 0
@@ -34,11 +39,16 @@ class WorldsConfig:
 
 @dataclass(frozen=True)
 class GeometryBatch(Record):
-    """Pictures (B,S,3,H,W) of a batch and their true geometry, in any order of the views."""
+    """Pictures (B,S,3,H,W) of a batch and their true geometry, in any order of the views.
+
+    `objects` (B,S,H,W) bool says where objects stand, where the data know. `skipped` names what could not be read.
+    """
 
     images: Tensor
     truth: Geometry
     give_cameras: bool
+    objects: Tensor | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass
@@ -74,22 +84,42 @@ class SyntheticBatches(IterableDataset):
         return items_from(sampler.position, numbered)
 
 
-def make_batch(config: WorldsConfig, position: int, rank: int = 0, world_size: int = 1) -> GeometryBatch:
-    """Batch number `position` of a rank. Size and view count are the same on all ranks; a fifth of the batches give
-    the cameras, as in the paper."""
+@dataclass(frozen=True)
+class BatchShape:
+    """Worlds, views and size of a batch, and whether cameras are given: the same on all ranks."""
+
+    count: int
+    views: int
+    height: int
+    width: int
+    give_cameras: bool
+
+
+def batch_shape(config: WorldsConfig, position: int) -> BatchShape:
+    """The shape of batch number `position`."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + position)
     height, width = config.sizes[int(torch.randint(len(config.sizes), (1,), generator=generator))]
     views = config.views[int(torch.randint(len(config.views), (1,), generator=generator))]
-    give_cameras = bool(torch.rand((), generator=generator) < 0.2)
+    give_cameras = bool(torch.rand((), generator=generator) < config.given_share)
+    views = max(1, min(views, config.pixels // (height * width)))
+    count = max(1, round(config.pixels / (height * width) / views))
+    return BatchShape(count, views, height, width, give_cameras)
+
+
+def make_batch(config: WorldsConfig, position: int, rank: int = 0, world_size: int = 1) -> GeometryBatch:
+    """Batch number `position` of a rank."""
+    shape = batch_shape(config, position)
+    count, views = shape.count, shape.views
     low, high = config.arc
     if config.widening_steps:
         high = low + (high - low) * min(1.0, 0.2 + 0.8 * position / config.widening_steps)
-    count = max(1, round(config.pixels / (height * width) / views))
     seed = FIRST_SEED + 10_000_000 * config.seed + position * world_size + rank
-    generator.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     arc = low + (high - low) * torch.rand(count, generator=generator)
-    given, truth = make_scenes(count, views, height, width, 2 * seed, arc=arc, supersample=1)
+    given, truth = make_scenes(count, views, shape.height, shape.width, 2 * seed, arc=arc, supersample=1)
+    objects = render_objects(sample_worlds(count, 2 * seed), truth.cameras) if config.objects else None
     order = torch.randperm(views, generator=generator).tolist()  # any view may define the world
     truth = replace(truth, depth=truth.depth[:, order], sky=truth.sky[:, order], cameras=truth.cameras.select(order))
     gain = 0.7 + 0.6 * torch.rand(count, views, 3, 1, 1, generator=generator)  # exposure and white balance
-    return GeometryBatch((given.images[:, order] * gain).clamp(0, 1), truth, give_cameras)
+    images = (given.images[:, order] * gain).clamp(0, 1)
+    return GeometryBatch(images, truth, shape.give_cameras, None if objects is None else objects[:, order])

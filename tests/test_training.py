@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import one_hot
 
 from da3_splat import load_model
@@ -158,7 +159,8 @@ def gradients(batch: GeometryBatch, fabric: Fabric) -> dict[str, torch.Tensor]:
     learned = [p for name, p in objective.named_parameters() if ".head." not in name]
     state = TrainingState(fabric, objective, {1e-3: learned}, config)
     state.advance([batch])
-    return {name: p.grad for name, p in state.learned.items() if "cam_enc" not in name}  # no cameras were given
+    found = {name: p.grad for name, p in state.learned.items() if "cam_enc" not in name}  # no cameras were given
+    return {name: grad.full_tensor() if isinstance(grad, DTensor) else grad for name, grad in found.items()}
 
 
 def half(batch: GeometryBatch, rank: int) -> GeometryBatch:
@@ -172,14 +174,15 @@ def two_worlds() -> GeometryBatch:
 
 
 @pytest.mark.slow
-def test_two_ranks_are_one_with_twice_the_batch(tmp_path):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_ranks_are_one_with_twice_the_batch(tmp_path, strategy):
     program = tmp_path / "rank.py"
     program.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "import torch\nfrom da3_splat.training.optimization import launch\n"
         "from test_training import gradients, half, two_worlds\n"
         "torch.set_num_threads(1)\n"
-        "fabric = launch()\n"
+        f"fabric = launch(strategy={strategy!r})\n"
         "found = gradients(half(two_worlds(), fabric.global_rank), fabric)\n"
         f"torch.save(found, {str(tmp_path)!r} + f'/rank{{fabric.global_rank}}.pt')\n"
     )

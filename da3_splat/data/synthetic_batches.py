@@ -53,7 +53,11 @@ class GeometryBatch(Record):
 
 @dataclass
 class StepSampler(SequenceState):
-    """Where a run stands: the batch is a function of the seed, the step and the rank."""
+    """Where a run stands: the batch is a function of the seed, the position and the rank.
+
+    A run may go on with another number of ranks. It goes on behind the worlds that all ranks have used; with
+    `accumulate` changed the other way round, a step still sees as many.
+    """
 
     config: WorldsConfig
     rank: int = 0
@@ -63,6 +67,11 @@ class StepSampler(SequenceState):
     @property
     def seed(self) -> int:
         return self.config.seed
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a state; ValueError where it is of another seed."""
+        behind = state.get("position", 0) * state.get("world_size", 1)
+        super().load_state_dict({**state, "world_size": self.world_size, "position": -(-behind // self.world_size)})
 
     def advance(self, position: int) -> None:
         """Say that the batch of `position` has been used."""

@@ -11,11 +11,14 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from da3_splat.io.files import replacing
 from da3_splat.types import Record
@@ -43,14 +46,32 @@ class OptimizationConfig:
     """of the averaged weights, which are what a run is for"""
 
 
-def launch(precision: str = "32-true") -> Fabric:
-    """This process's part of a run: alone, or one of those that torchrun started (gloo on CPUs, NCCL on GPUs)."""
+def launch(precision: str = "32-true", strategy: Literal["ddp", "fsdp"] = "ddp") -> Fabric:
+    """This process's part of a run: alone, or one of those that torchrun started (gloo on CPUs, NCCL on GPUs).
+
+    With several processes, each holds all of the network (ddp), or parameters, gradients and optimizer are shared out
+    among all of them (fsdp, PyTorch's second).
+    """
     ranks, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    # Some batches leave parts idle: the camera encoder learns only where cameras are given.
-    strategy = DDPStrategy(find_unused_parameters=True) if ranks > 1 else "auto"
-    fabric = Fabric(devices=local, num_nodes=max(1, ranks // local), strategy=strategy, precision=precision)
+    chosen = "auto"
+    if ranks > 1 and strategy == "ddp":
+        # Some batches leave parts idle: the camera encoder learns only where cameras are given.
+        chosen = DDPStrategy(find_unused_parameters=True)
+    elif ranks > 1:
+        chosen = ModelParallelStrategy(_share_out, data_parallel_size=ranks, tensor_parallel_size=1)
+    fabric = Fabric(devices=local, num_nodes=max(1, ranks // local), strategy=chosen, precision=precision)
     fabric.launch()
     return fabric
+
+
+def _share_out(module: nn.Module, mesh) -> nn.Module:
+    """Shard the blocks of the transformers one by one, so that only one at a time is whole, then all the rest."""
+    from da3_splat.backbone.attention import Block
+
+    mesh = mesh["data_parallel"]
+    for part in [part for part in module.modules() if isinstance(part, Block)]:
+        fully_shard(part, mesh=mesh)
+    return fully_shard(module, mesh=mesh)
 
 
 def rate_factor(step: int, config: OptimizationConfig) -> float:
@@ -83,13 +104,19 @@ class TrainingState:
         """`groups` maps learning rates to the parameters that learn so; all others of the objective are left alone."""
         self.fabric, self.config = fabric, config
         self.module = objective
-        parameters = [{"params": list(chosen), "peak": rate, "lr": rate} for rate, chosen in groups.items() if rate > 0]
-        learned = {id(p) for group in parameters for p in group["params"]}
-        for parameter in objective.parameters():
-            parameter.requires_grad_(id(parameter) in learned)
+        rates = {id(p): rate for rate, chosen in groups.items() if rate > 0 for p in chosen}
+        named = {name: rates[id(p)] for name, p in objective.named_parameters() if id(p) in rates}
+        for name, parameter in objective.named_parameters():
+            parameter.requires_grad_(name in named)
+        # Sharding puts other parameters in the place of these, so the optimizer comes after.
+        self.objective = fabric.setup_module(_Unsealing(objective))
+        self.learned = {name: p for name, p in objective.named_parameters() if name in named}
+        parameters = [
+            {"params": [self.learned[name] for name in named if named[name] == rate], "peak": rate, "lr": rate}
+            for rate in dict.fromkeys(named.values())
+        ]
         optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, betas=(0.9, 0.98))
-        self.objective, self.optimizer = fabric.setup(_Unsealing(objective), optimizer)
-        self.learned = {name: p for name, p in objective.named_parameters() if id(p) in learned}
+        self.optimizer = fabric.setup_optimizers(optimizer)
         self.average = {name: p.detach().clone() for name, p in self.learned.items()}
         self.step = self.skipped = 0
 
@@ -111,30 +138,42 @@ class TrainingState:
             for name, value in parts.items():
                 seen.setdefault(name, []).append(value)
         norm = nn.utils.clip_grad_norm_(list(self.learned.values()), self.config.clip)
-        if bool(torch.isfinite(norm)):
+        if bool(torch.isfinite(_whole(norm))):
             self.optimizer.step()
         else:
             self.skipped += 1
         # Young averages follow fast, so that they do not remember the first weights for long.
         decay = min(self.config.average_decay, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), list(self.learned.values()), 1 - decay)
+            shares = [[_own(p) for p in held.values()] for held in (self.average, self.learned)]
+            torch._foreach_lerp_(*shares, 1 - decay)
         self.step += 1
         return {name: sum(values) / len(values) for name, values in seen.items()}
 
     def averaged(self) -> dict[str, Tensor]:
-        """State of the objective with the averaged weights in place of the last ones."""
-        return {**self.module.state_dict(), **self.average}
+        """State of the objective with the averaged weights in place of the last ones; all ranks must call."""
+        return {name: _whole(value) for name, value in {**self.module.state_dict(), **self.average}.items()}
 
     def state_dict(self, sampler: Mapping[str, int]) -> dict[str, object]:
-        """All that `load_state_dict` needs: tensors and plain values. All ranks must call."""
+        """All that `load_state_dict` needs, for any strategy and number of processes: whole tensors and plain values.
+
+        All ranks must call; only rank 0 gets the tensors, so that a node does not hold eight copies of them.
+        """
         randomness = self.fabric.all_gather(torch.get_rng_state()).reshape(self.fabric.world_size, -1).cpu()
+        keep = self.fabric.global_rank == 0
+        optimizer = self.optimizer.state_dict()
         return {
             "step": self.step,
             "skipped": self.skipped,
-            "learned": {name: p.detach() for name, p in self.learned.items()},
-            "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
+            "learned": {name: _kept(p.detach(), keep) for name, p in self.learned.items()},
+            "average": {name: _kept(p, keep) for name, p in self.average.items()},
+            "optimizer": {
+                "param_groups": optimizer["param_groups"],
+                "state": {
+                    index: {name: _kept(value, keep) for name, value in held.items()}
+                    for index, held in optimizer["state"].items()
+                },
+            },
             "sampler": dict(sampler),
             "randomness": randomness,
         }
@@ -145,9 +184,16 @@ class TrainingState:
             raise ValueError(f"{where}: holds other parameters than this training learns")
         with torch.no_grad():
             for name, value in state["learned"].items():
-                self.learned[name].copy_(value)
-                self.average[name].copy_(state["average"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+                self.learned[name].copy_(_shared(value, self.learned[name]))
+                self.average[name].copy_(_shared(state["average"][name], self.learned[name]))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        held = {
+            index: {
+                name: value if value.ndim == 0 else _shared(value, parameters[index]) for name, value in one.items()
+            }
+            for index, one in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": held})
         self.step, self.skipped = state["step"], state["skipped"]
         if len(state["randomness"]) == self.fabric.world_size:
             torch.set_rng_state(state["randomness"][self.fabric.global_rank])
@@ -163,3 +209,26 @@ class TrainingState:
     def load(self, path: Path) -> dict[str, int]:
         """Go on from a checkpoint; returns the sampler's state. ValueError where it is of another model."""
         return self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), str(path))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This rank's share of a sharded tensor; any other as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, which all ranks must ask for; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _kept(tensor: Tensor, keep: bool) -> Tensor | None:
+    whole = _whole(tensor)
+    if not keep:
+        return None
+    return whole.cpu() if isinstance(tensor, DTensor) else whole
+
+
+def _shared(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor sharded as `like` is."""
+    whole = whole.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole

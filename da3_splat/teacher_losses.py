@@ -18,10 +18,10 @@ from da3_splat.types import Cameras
 GRADIENT_WEIGHT = 0.5  # alpha of L_T; the weights of all other terms are 1
 TILES = (4, 16)  # the local part aligns the tiles of 4x4 and of 16x16 cuts of a picture by themselves (our choice)
 SMALLEST_TILE, FEWEST_PIXELS = 4, 8  # in pixels: what is smaller, or has less depth, says nothing of a shape
-FIT_PIXELS, TRUNCATION = 1024, 0.25  # of an alignment; relative errors above the latter count as this much
+FIT_PIXELS, TRUNCATION = 512, 0.25  # of an alignment; relative errors above the latter count as this much
 
 
-def align(depth: Tensor, target: Tensor, mask: Tensor, pixels: int = FIT_PIXELS, pivots: int = 64) -> Tensor:
+def align(depth: Tensor, target: Tensor, mask: Tensor, pixels: int = FIT_PIXELS, pivots: int = 32) -> Tensor:
     """`depth` (N,H,W) after the scale > 0 and shift that bring it closest to `target`, relative errors counting.
 
     The robust alignment of MoGe's global-local loss (see `robust_line`), on `pixels` pixels of the mask. The scale and
@@ -41,9 +41,13 @@ def global_local_loss(depth: Tensor, target: Tensor, mask: Tensor, tiles: tuple[
     As in MoGe (Wang 2024), on depth instead of points. Unchanged by scale and shift of the prediction, and by scale of
     the target.
     """
+    return relative_loss(align(depth, target, mask), target, mask) + local_loss(depth, target, mask, tiles)
+
+
+def local_loss(depth: Tensor, target: Tensor, mask: Tensor, tiles: tuple[int, ...] = TILES) -> Tensor:
+    """The local part of L_gl: its mean over the cuts whose tiles are large enough to have a shape."""
     levels = [_tile_loss(depth, target, mask, tile) for tile in tiles if min(depth.shape[1:]) // tile >= SMALLEST_TILE]
-    whole = relative_loss(align(depth, target, mask), target, mask)
-    return whole + (torch.stack(levels).mean() if levels else 0)
+    return torch.stack(levels).mean() if levels else depth.new_zeros(())
 
 
 def relative_loss(depth: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -144,7 +148,7 @@ def teacher_loss(
     aligned = align(depth, target, mask)
     parts = {
         "gradient": GRADIENT_WEIGHT * distance_weighted_gradient_loss(aligned, target, mask),
-        "global_local": global_local_loss(depth, target, mask),
+        "global_local": relative_loss(aligned, target, mask) + local_loss(depth, target, mask),
         "normal": normal_loss(aligned, target, cameras, mask),
     }
     pairs = {"sky": sky, "object": objects}

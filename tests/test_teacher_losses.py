@@ -189,6 +189,18 @@ def test_local_part_of_loss_forgives_what_the_global_part_sees(pictures):
     assert global_local_loss(quarters, target, mask, tiles=()).item() == pytest.approx(whole.item(), rel=1e-6)
 
 
+def test_teacher_loss_is_made_of_its_parts(pictures):
+    """alpha is 0.5, the weights of all other terms are 1."""
+    wrong, target, cameras = pictures
+    mask, sky = target > 0, target == 0
+    parts = teacher_loss(wrong, target, cameras, (wrong, sky))
+    aligned = align(wrong, target, mask)
+    assert parts["gradient"] == 0.5 * distance_weighted_gradient_loss(aligned, target, mask)
+    assert parts["global_local"] == global_local_loss(wrong, target, mask)
+    assert parts["normal"] == normal_loss(aligned, target, cameras, mask)
+    assert parts["sky"] == mask_loss(wrong, sky)
+
+
 def test_teacher_losses_where_nothing_is_valid(pictures):
     wrong, target, cameras = pictures
     wrong = wrong.clone().requires_grad_()
@@ -225,8 +237,8 @@ def test_gradient_of_aligned_loss_by_finite_differences():
     """The line moves with the prediction, yet the gradient with the line held fixed is right for every pixel that the
     line does not pass through."""
     generator = torch.Generator().manual_seed(5)
-    target = 1 + torch.rand(1, 6, 7, generator=generator, dtype=torch.float64)
-    depth = target * (1 + 0.2 * torch.rand(1, 6, 7, generator=generator, dtype=torch.float64))
+    target = 1 + torch.rand(1, 5, 6, generator=generator, dtype=torch.float64)
+    depth = target * (1 + 0.2 * torch.rand(1, 5, 6, generator=generator, dtype=torch.float64))
     every = torch.ones_like(target, dtype=torch.bool)
     depth.requires_grad_()
     global_local_loss(depth, target, every, tiles=()).backward()

@@ -31,12 +31,17 @@ def normalise_truth(truth: Geometry) -> Geometry:
     return replace(truth, depth=truth.depth / scale[:, None, None, None], cameras=scaled(cameras, 1 / scale))
 
 
-class StudentObjective(nn.Module):
-    """The five terms of the student (section 3.3) on a network."""
+STUDENT_TERMS = ("depth", "ray", "point", "camera", "gradient")
 
-    def __init__(self, network: DepthAnything3):
+
+class StudentObjective(nn.Module):
+    """The five terms of the student (section 3.3) on a network, or some of them: Table 6 compares what is asked for."""
+
+    def __init__(self, network: DepthAnything3, terms: tuple[str, ...] = STUDENT_TERMS):
         super().__init__()
-        self.network = network
+        if not terms or not set(terms) <= set(STUDENT_TERMS):
+            raise ValueError(f"terms: expected some of {', '.join(STUDENT_TERMS)}, got {terms}")
+        self.network, self.terms = network, terms
 
     def forward(self, batch: GeometryBatch) -> tuple[Tensor, dict[str, float]]:
         """Loss to differentiate, its parts as numbers, and AUC30 of the cameras (0 to 100) where they are not given."""
@@ -44,6 +49,7 @@ class StudentObjective(nn.Module):
         prediction = self.network(batch.images, cameras, reference_view="first", rays=True)
         with exact(batch.images):
             parts = student_loss(prediction.to(torch.float32), truth)
+            parts = {name: parts[name] for name in self.terms}
             return torch.stack(list(parts.values())).sum(), _numbers(
                 parts, prediction.cameras, truth, batch.give_cameras
             )

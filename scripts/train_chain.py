@@ -5,9 +5,9 @@
     uv run python scripts/train_chain.py --full --size 112 140 --dim 192 --pictures 96      larger, on a GPU
 
 A teacher learns exact depth. The students' worlds are measured poorly (sparse, noisy, with holes) and labelled by the
-teacher (RANSAC). Students start from a transformer that matches patches, which stands for DINOv2's weights: one for each
-backbone and seed. All see the same batches in the same order for as many steps; measured depth first, labels from 60 %
-of the steps on:
+teacher (RANSAC). Students start from a transformer that matches patches, which stands for DINOv2's weights, one for
+each backbone and seed. All see the same batches in the same order for as many steps; measured depth first, labels from
+60 % of the steps on:
 
     DA3                  shared depth and ray pyramid, labels, all five terms of the loss
     no labels            measured depth to the end
@@ -18,8 +18,8 @@ of the steps on:
 Scores are means over held-out worlds: AUC30 of poses by camera head and by rays, AbsRel of depth without and with poses
 given, error of depth steps. A finding counts as reproduced where all seeds agree on its sign and its mean exceeds the
 spread (largest minus smallest) of the differences; else it drowns. Every run that is finished is skipped, and the one
-that was interrupted goes on, when the same command is given again. With --full, exit code 1 unless giving poses improves
-depth.
+that was interrupted goes on, when the same command is given again. With --full, exit code 1 unless giving poses
+improves depth.
 """
 
 import os
@@ -312,7 +312,7 @@ def main(settings: Settings) -> None:
     gain = figures["pose_gain_abs_rel"]
     console.print(
         f"{len(settings.only)} students, {settings.seeds} seeds, {figures['minutes']:.0f} min: giving poses changes "
-        f"AbsRel of held-out worlds by {-gain['mean']:+.4f} ({gain['verdict']}); pictures: {settings.output / 'depth.png'}"
+        f"AbsRel of held-out worlds by {-gain['mean']:+.4f} ({gain['verdict']}); {settings.output / 'depth.png'}"
     )
     sys.exit(1 if missed and settings.full else 0)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from da3_splat.backbone.attention import Block
 from da3_splat.io.files import replacing
 from da3_splat.types import Record
 
@@ -34,7 +35,7 @@ class OptimizationConfig:
     rate: float = 1e-3
     """learning rate after the warm-up"""
     backbone_rate: float = 0.0
-    """that of the backbone where a head is trained; 0 freezes it"""
+    """that of the backbone: where a Gaussian head is trained, 0 freezes it; where geometry is, 0 means `rate`"""
     final_fraction: float = 0.02
     """learning rate at the end, as a share of the highest"""
     weight_decay: float = 0.02
@@ -66,8 +67,6 @@ def launch(precision: str = "32-true", strategy: Literal["ddp", "fsdp"] = "ddp")
 
 def _share_out(module: nn.Module, mesh) -> nn.Module:
     """Shard the blocks of the transformers one by one, so that only one at a time is whole, then all the rest."""
-    from da3_splat.backbone.attention import Block
-
     mesh = mesh["data_parallel"]
     for part in [part for part in module.modules() if isinstance(part, Block)]:
         fully_shard(part, mesh=mesh)

@@ -1,4 +1,4 @@
-"""What people look at while a Gaussian head trains: input, depth, novel view, truth and error in one picture."""
+"""What people look at while a network trains: a row of pictures."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from da3_splat.backbone import DepthAnything3
+from da3_splat.data.synthetic_batches import GeometryBatch
 from da3_splat.io.images import color_of_depth
 from da3_splat.training.gaussian_head import HeadBatch, HeadObjective
 
 TITLE = "input, depth, novel view, truth, error"
+GEOMETRY_TITLE = "input, depth, target"
 
 
 @torch.no_grad()
@@ -29,3 +32,18 @@ def panel(batch: HeadBatch, objective: HeadObjective) -> Tensor:
     size = batch.context.images.shape[-2:]
     same = [interpolate(picture[None].float(), size, mode="bilinear", antialias=True)[0] for picture in pictures]
     return torch.cat(same, dim=2).clamp(0, 1)
+
+
+@torch.no_grad()
+def geometry_panel(batch: GeometryBatch, network: DepthAnything3) -> Tensor:
+    """(3,V*H,3*W) in [0,1] of the first scene: up to three views, their predicted depth and what it is to be."""
+    learning = network.training
+    network.eval()
+    views = slice(0, 3)
+    said = network(batch.images[:1, views], reference_view="first").depth[0].float()
+    network.train(learning)
+    rows = []
+    for image, *maps in zip(batch.images[0, views], said, batch.truth.depth[0, views]):
+        colors = [torch.from_numpy(color_of_depth(values.cpu().numpy())).permute(2, 0, 1) for values in maps]
+        rows.append(torch.cat([image.cpu(), *(color.to(image.dtype) for color in colors)], dim=2))
+    return torch.cat(rows, dim=1).clamp(0, 1)

@@ -18,10 +18,20 @@ from da3_splat.types import Cameras
 GRADIENT_WEIGHT = 0.5  # alpha of L_T; the weights of all other terms are 1
 TILES = (4, 16)  # the local part aligns the tiles of 4x4 and of 16x16 cuts of a picture by themselves (our choice)
 SMALLEST_TILE, FEWEST_PIXELS = 4, 8  # in pixels: what is smaller, or has less depth, says nothing of a shape
-FIT_PIXELS, TRUNCATION = 512, 0.25  # of an alignment; relative errors above the latter count as this much
+FIT_PIXELS = 512  # of an alignment
+# Relative errors above this count as this much where scale and shift are sought. So much that the alignment minimises
+# what L_gl measures: with less, the loss would have a slope along scale and shift, and the scale of exp would drift.
+TRUNCATION = 100.0
 
 
-def align(depth: Tensor, target: Tensor, mask: Tensor, pixels: int = FIT_PIXELS, pivots: int = 32) -> Tensor:
+def align(
+    depth: Tensor,
+    target: Tensor,
+    mask: Tensor,
+    pixels: int = FIT_PIXELS,
+    pivots: int = 32,
+    truncation: float = TRUNCATION,
+) -> Tensor:
     """`depth` (N,H,W) after the scale > 0 and shift that bring it closest to `target`, relative errors counting.
 
     The robust alignment of MoGe's global-local loss (see `robust_line`), on `pixels` pixels of the mask. The scale and
@@ -31,7 +41,7 @@ def align(depth: Tensor, target: Tensor, mask: Tensor, pixels: int = FIT_PIXELS,
     index = evenly_chosen(mask.flatten(1), min(pixels, mask[0].numel()))
     x, y, valid = (value.flatten(1).gather(1, index) for value in (depth.detach(), target, mask))
     weights = torch.where(valid, 1 / torch.where(valid, y, 1), 0)
-    scale, shift = robust_line(x, torch.where(valid, y, 0), weights, TRUNCATION, pivots)
+    scale, shift = robust_line(x, torch.where(valid, y, 0), weights, truncation, pivots)
     return scale[:, None, None] * depth + shift[:, None, None]
 
 

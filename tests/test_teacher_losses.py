@@ -72,14 +72,19 @@ def test_robust_line_of_loss_in_odd_cases():
 
 
 def test_alignment_of_loss_ignores_outliers():
-    """A fifth of the pixels far off do not move the line; scale and shift come back exactly."""
+    """A fifth of the pixels far off do not move the line; scale and shift come back exactly. Predictions that are far
+    off have a lever: against them, errors must be truncated."""
     generator = torch.Generator().manual_seed(2)
     target = 1 + torch.rand(2, 10, 15, generator=generator)
     depth = (target - 0.5) / 3
     mask = torch.ones_like(target, dtype=torch.bool)
     spoiled = torch.where(torch.rand(target.shape, generator=generator) < 0.2, 40.0, depth)
     clean = spoiled == depth
-    torch.testing.assert_close(align(spoiled, target, mask)[clean], target[clean], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        align(spoiled, target, mask, truncation=0.25)[clean], target[clean], rtol=1e-4, atol=1e-4
+    )
+    moved = torch.where(clean, target, 3 * target)
+    torch.testing.assert_close(align(depth, moved, mask)[clean], target[clean], rtol=1e-4, atol=1e-4)
 
 
 def test_relative_and_mask_loss_by_hand():
@@ -231,6 +236,22 @@ def test_gradients_of_teacher_losses_by_finite_differences():
         lambda d: sum(metric_loss(d, target).values()),
     ):
         assert torch.autograd.gradcheck(loss, (depth,), atol=1e-6)
+
+
+def test_loss_has_no_slope_along_scale_and_shift():
+    """Otherwise an exponential prediction would drift until it overflows."""
+    generator = torch.Generator().manual_seed(8)
+    target = 1 + 3 * torch.rand(2, 8, 9, generator=generator, dtype=torch.float64)
+    depth = (target * (0.5 + torch.rand(2, 8, 9, generator=generator, dtype=torch.float64))).requires_grad_()
+    mask = torch.ones_like(target, dtype=torch.bool)
+    aligned = align(depth, target, mask, pivots=72)
+    relative_loss(aligned, target, mask).backward()
+    size = depth.grad.abs().sum()
+    through = (aligned - target).abs() < 1e-9
+    assert through.sum() == 4
+    # The two pixels on the line carry the rest, which has no more weight than they have.
+    for direction in (depth.detach(), torch.ones_like(depth)):
+        assert (depth.grad * direction).sum().abs() / direction.abs().max() < 5 / 72 * size
 
 
 def test_gradient_of_aligned_loss_by_finite_differences():

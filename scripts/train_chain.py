@@ -85,7 +85,7 @@ VARIANTS = {
 class Settings:
     output: Path = Path("outputs/chain")
     full: bool = False
-    """the sizes at which something can be seen: 1500 teacher, 4000 start and 1200 student steps on 600 worlds"""
+    """the sizes at which something can be seen: 4000 teacher, 4000 start and 1200 student steps on 600 worlds"""
     teacher_steps: int | None = None
     start_steps: int | None = None
     steps: int | None = None
@@ -107,7 +107,7 @@ class Settings:
 
     def __post_init__(self):
         names = ("teacher_steps", "start_steps", "steps", "worlds", "held_out")
-        for name, short, full in zip(names, (60, 60, 16, 64, 16), (1500, 4000, 1200, 600, 64)):
+        for name, short, full in zip(names, (60, 60, 16, 64, 16), (4000, 4000, 1200, 600, 64)):
             if getattr(self, name) is None:
                 setattr(self, name, full if self.full else short)
         unknown = set(self.only) - set(VARIANTS)
@@ -228,9 +228,9 @@ def train_student(settings: Settings, name: str, seed: int, worlds: FixedWorlds)
 
 @torch.no_grad()
 def teacher_error(teacher: DepthAnything3, worlds: FixedWorlds) -> float:
-    """AbsRel of the teacher's labels on worlds whose measured depth it is aligned to."""
-    labelled, _ = with_labels(worlds, teacher)
-    both = (labelled.labels > 0) & (worlds.truth.depth > 0)
+    """AbsRel of the accepted labels on worlds whose measured depth the teacher is aligned to; NaN where there is none."""
+    labelled, accepted = with_labels(worlds, teacher)
+    both = (labelled.labels > 0) & (worlds.truth.depth > 0) & accepted[:, :, None, None]
     return float(((labelled.labels / worlds.truth.depth.clamp_min(1e-6) - 1).abs() * both).sum() / both.sum())
 
 
@@ -284,7 +284,8 @@ def main(settings: Settings) -> None:
     size = settings.size
     worlds = make_fixed_worlds(settings.worlds, 4, *size, FIRST_SEED)
     held_out = make_fixed_worlds(settings.held_out, 4, *size, FIRST_SEED + 50_000_000)
-    worlds, accepted = with_labels(worlds, teacher)
+    worlds, good = with_labels(worlds, teacher)
+    accepted = float(good.float().mean())
     figures: dict = {
         "label_accepted_share": accepted,
         "label_abs_rel_held_out": teacher_error(teacher, held_out),

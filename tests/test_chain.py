@@ -45,7 +45,7 @@ def test_labels_of_the_teacher_are_better_than_what_was_measured(worlds, monkeyp
     """Complete where measurements are sparse, and closer to the truth; a picture that cannot be aligned keeps its
     measured depth."""
     labelled, accepted = with_labels(worlds, exact_teacher(worlds, monkeypatch, blind=5))
-    assert 30 / 40 <= accepted <= 39 / 40
+    assert 30 <= accepted.sum() <= 39 and not accepted[1, 1]
     truth, known = worlds.truth.depth, worlds.truth.depth > 0
     assert torch.equal(labelled.labels[1, 1], worlds.measured[1, 1])
     covered = (labelled.labels > 0).float()[known].mean()

@@ -52,20 +52,19 @@ def make_fixed_worlds(count: int, views: int, height: int, width: int, seed: int
 
 
 @torch.no_grad()
-def with_labels(worlds: FixedWorlds, teacher: DepthAnything3) -> tuple[FixedWorlds, float]:
-    """The worlds with the teacher's labels, measured depth where a picture's were refused; the share accepted."""
+def with_labels(worlds: FixedWorlds, teacher: DepthAnything3) -> tuple[FixedWorlds, Tensor]:
+    """The worlds with the teacher's labels, measured depth where a picture's were refused; which were not (W,S) bool."""
     device = next(teacher.parameters()).device
-    labels, accepted = [], 0
+    labels, accepted = [], []
     for images, measured in zip(worlds.images.split(8), worlds.measured.split(8)):
         maps = {name: value.cpu() for name, value in predict_maps(teacher.eval(), images.to(device)).items()}
         depth = torch.where(maps["sky"] >= SKY_THRESHOLD, 0, maps["depth"])
         fit = align_to_measured(depth, measured.flatten(0, 1), LabelConfig())
         good = torch.tensor([reason is None for reason in fit.reasons])
-        accepted += int(good.sum())
+        accepted.append(good.unflatten(0, measured.shape[:2]))
         kept = torch.where(good[:, None, None], fit.labels(depth), measured.flatten(0, 1))
         labels.append(kept.unflatten(0, measured.shape[:2]))
-    labels = torch.cat(labels)
-    return replace(worlds, labels=labels), accepted / (labels.shape[0] * labels.shape[1])
+    return replace(worlds, labels=torch.cat(labels)), torch.cat(accepted)
 
 
 class FixedBatches(IterableDataset):

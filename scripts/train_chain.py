@@ -227,10 +227,12 @@ def train_student(settings: Settings, name: str, seed: int, worlds: FixedWorlds)
 
 
 @torch.no_grad()
-def teacher_error(teacher: DepthAnything3, worlds: FixedWorlds) -> float:
-    """AbsRel of the accepted labels on worlds whose measured depth the teacher is aligned to; NaN where there is none."""
+def teacher_error(teacher: DepthAnything3, worlds: FixedWorlds) -> float | None:
+    """AbsRel of the accepted labels on worlds whose measured depth the teacher is aligned to; None: all were refused."""
     labelled, accepted = with_labels(worlds, teacher)
     both = (labelled.labels > 0) & (worlds.truth.depth > 0) & accepted[:, :, None, None]
+    if not both.any():
+        return None
     return float(((labelled.labels / worlds.truth.depth.clamp_min(1e-6) - 1).abs() * both).sum() / both.sum())
 
 
@@ -292,7 +294,7 @@ def main(settings: Settings) -> None:
         "settings": {**asdict(settings), "output": str(settings.output), "json": str(settings.json)},
         "scores": {},
     }
-    console.print(f"labels: {accepted:.0%} accepted, AbsRel on held-out worlds {figures['label_abs_rel_held_out']:.3f}")
+    console.print(f"labels: {accepted:.0%} accepted; AbsRel on held-out worlds: {figures['label_abs_rel_held_out']}")
     shown = {}
     for seed in range(settings.seeds):
         for name in settings.only:

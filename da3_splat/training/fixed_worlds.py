@@ -53,7 +53,7 @@ def make_fixed_worlds(count: int, views: int, height: int, width: int, seed: int
 
 @torch.no_grad()
 def with_labels(worlds: FixedWorlds, teacher: DepthAnything3) -> tuple[FixedWorlds, Tensor]:
-    """The worlds with the teacher's labels, measured depth where a picture's were refused; which were not (W,S) bool."""
+    """The worlds with the teacher's labels, measured depth where a picture's was refused; which were not (W,S)."""
     device = next(teacher.parameters()).device
     labels, accepted = [], []
     for images, measured in zip(worlds.images.split(8), worlds.measured.split(8)):

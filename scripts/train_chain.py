@@ -228,7 +228,7 @@ def train_student(settings: Settings, name: str, seed: int, worlds: FixedWorlds)
 
 @torch.no_grad()
 def teacher_error(teacher: DepthAnything3, worlds: FixedWorlds) -> float | None:
-    """AbsRel of the accepted labels on worlds whose measured depth the teacher is aligned to; None: all were refused."""
+    """AbsRel of the accepted labels on worlds whose measured depth it is aligned to; None: all were refused."""
     labelled, accepted = with_labels(worlds, teacher)
     both = (labelled.labels > 0) & (worlds.truth.depth > 0) & accepted[:, :, None, None]
     if not both.any():

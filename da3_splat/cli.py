@@ -12,9 +12,9 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
+from da3_splat.commands.evaluate import Evaluations
 from da3_splat.commands.reconstruct import reconstruct
 from da3_splat.commands.terminal import bar, refining_bar
-from da3_splat.evaluation.commands import Evaluations
 
 FAILED = 1
 BAD_INPUT = 2

@@ -274,7 +274,7 @@ def test_key_lists_of_all_released_models(golden_cases):
     import json
 
     for preset in (*PRESETS, "da3nested-giant-large"):
-        if preset == "mini":
+        if preset in ("mini", "da3teacher-large"):  # our own; never released
             continue
         released = dict(json.loads((golden_cases.parent / "keys" / f"{preset}.json").read_text()))
         with torch.device("meta"):

@@ -14,9 +14,9 @@ from evaluation_methods import IDENTITY
 from PIL import Image
 
 from da3_splat.cli import main
+from da3_splat.commands import evaluate as commands
 from da3_splat.data.benchmarks.scene import DepthRules
 from da3_splat.data.benchmarks.table import BENCHMARKS
-from da3_splat.evaluation import commands
 from da3_splat.evaluation.depth import Depth
 from da3_splat.evaluation.scenes import scenes_at
 from da3_splat.io.frames import Frame

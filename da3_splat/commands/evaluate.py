@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import arg, subcommand
+from tyro.conf import OmitArgPrefixes, arg, subcommand
+
+from da3_splat.commands.terminal import bar, note
 
 NovelViewFormat = Literal["captures", "synthetic", "dl3dv", "megadepth", "tanks-and-temples"]
 PoseFormat = Literal[
@@ -19,27 +21,51 @@ DepthFormat = Literal[
     "kitti", "nyuv2", "sintel", "eth3d", "diode", "diode-indoors", "sun-rgbd", "hiroom", "dtu", "7scenes",
 ]  # fmt: skip
 ReconstructionFormat = Literal["synthetic", "megadepth", "hiroom", "eth3d", "dtu", "7scenes", "scannetpp"]
-Device = Literal["auto", "cpu", "cuda"]
 MOST_ROWS = 60  # of a table in the terminal
-AsJson = Annotated[bool, arg(name="json")]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What every evaluation is told: what is scored, on what, where the results go."""
+
+    output: Path
+    """folder for results.json, report.html and what they are made from"""
+    data: Path | None = None
+    """a capture, a folder of captures, or the folder of a data set as published; not for synthetic worlds"""
+    model: str = "mini"
+    """mini (embedded), weights (file or hub id), a folder of another tool's results (SCENE/scene.ply and
+    SCENE/transforms.json), or a baseline: official:CHECKOUT:WEIGHTS (DA3's own code), splatfacto[:STEPS] (novel views,
+    CUDA), plane-sweep (posed)"""
+    worlds: int = 20
+    """how many synthetic worlds"""
+    stress: bool = False
+    """score each synthetic world plain and made hard in seven ways: textureless, mirrors, thin, repeated, wide, moving,
+    exposure"""
+    seed: int = 20_000_000
+    """the first world's; the others follow two apart"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    as_json: Annotated[bool, arg(name="json")] = False
+    """print the means as JSON"""
+
+    @property
+    def place(self) -> str:
+        """The device; ValueError where there is no CUDA and it is asked for."""
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("--device cuda: torch finds no CUDA device here; leave it out or say --device cpu")
+        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
 
 
 def novel_views(
-    output: Path,
-    data: Path | None = None,
+    scored: OmitArgPrefixes[Scored],
     format: NovelViewFormat = "captures",
-    model: str = "mini",
     contexts: int = 12,
     every: int = 8,
     index: Path | None = None,
     size: str = "270x480",
     poses: Literal["posed", "raw", "aligned"] = "posed",
     steps: int = 100,
-    worlds: int = 20,
-    stress: bool = False,
-    seed: int = 20_000_000,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Score novel views: some pictures go in, others are rendered and compared. PSNR, SSIM, LPIPS.
 
@@ -50,16 +76,13 @@ def novel_views(
       da3-splat evaluate novel-views --data captures/ --output scores/ --size 252x252
       da3-splat evaluate novel-views --format synthetic --worlds 20 --size 168x224 --output scores/
       da3-splat evaluate novel-views --format synthetic --stress --worlds 4 --size 168x224 --output scores/
+      da3-splat evaluate novel-views --data mipnerf360/ --contexts 64 --size native --output scores/   (32, 64, 128)
+      da3-splat evaluate novel-views --data captures/ --contexts 8 --size 512x960 --output scores/
       da3-splat evaluate novel-views --data DL3DV-Benchmark/ --format dl3dv --index ctx_12v_tgt_8v.json --size 252x252
         --poses aligned --steps 200 --model depth-anything/DA3-GIANT-1.1 --output scores/
 
     Args:
-        output: folder for results.json, report.html and what they are made from
-        data: a capture or a folder of captures, a DL3DV or MegaDepth download; not for synthetic worlds
         format: how the data lies there
-        model: mini (embedded), weights (file or hub id), a folder of another tool's results (SCENE/scene.ply and
-            SCENE/transforms.json), or a baseline: official:CHECKOUT:WEIGHTS (DA3's own code), splatfacto[:STEPS],
-            plane-sweep
         contexts: how many pictures of a scene go in, spread by farthest point on pose distance
         every: one picture in so many is held out and asked for
         index: a view-index file that says contexts and targets itself
@@ -67,12 +90,6 @@ def novel_views(
         poses: the method is given the cameras (posed), or finds its own; then targets are placed by the contexts (raw),
             and optimised against their pictures (aligned)
         steps: of that optimisation, at most
-        worlds: how many synthetic worlds
-        stress: score each world plain and made hard in seven ways: textureless, mirrors, thin, repeated, wide, moving,
-            exposure
-        seed: the first world's; the others follow two apart
-        device: cpu, cuda, or auto
-        as_json: print the means as JSON
     """
     from da3_splat.evaluation.protocol import NovelViewProtocol, Size
 
@@ -84,33 +101,25 @@ def novel_views(
         alignment_steps=steps,
         index=index,
     )
-    scenes, described = _scenes(data, format, worlds, seed, stress, settings.size, every)
+    scenes, described = _scenes(scored, format, settings.size, every)
     asked = settings.read_index()
     if asked is not None:
         from da3_splat.evaluation.scenes import in_index
 
         scenes, described["index_notes"] = in_index(scenes, asked)
-    place = _device(device)
+    place = scored.place
 
     from da3_splat.evaluation.methods import load_method
     from da3_splat.evaluation.novel_views import NovelViews
 
-    task = NovelViews(load_method(model, place), settings, device=place)
-    _run(task, scenes, output, described, seed, place, as_json)
+    _run(NovelViews(load_method(scored.model, place), settings, device=place), scenes, described, scored)
 
 
 def poses(
-    output: Path,
-    data: Path | None = None,
+    scored: OmitArgPrefixes[Scored],
     format: PoseFormat = "captures",
-    model: str = "mini",
     views: int = 100,
     resolution: int = 504,
-    worlds: int = 20,
-    stress: bool = False,
-    seed: int = 20_000_000,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Score camera poses found from pictures alone: AUC at 3, 5, 15 and 30 degrees over all pairs.
 
@@ -121,43 +130,26 @@ def poses(
       da3-splat evaluate poses --format synthetic --worlds 20 --views 8 --resolution 224 --output scores/
 
     Args:
-        output: folder for results.json, report.html and what they are made from
-        data: a capture or a folder of captures, a DL3DV or MegaDepth download; not for synthetic worlds
         format: how the data lies there
-        model: mini (embedded), weights (file or hub id), a folder of another tool's results, or a baseline:
-            official:CHECKOUT:WEIGHTS, plane-sweep (posed)
         views: random pictures of a scene, at most
         resolution: longest side of the pictures in pixels
-        worlds: how many synthetic worlds
-        stress: score each world plain and made hard in seven ways: textureless, mirrors, thin, repeated, wide, moving,
-            exposure
-        seed: the first world's; the others follow two apart
-        device: cpu, cuda, or auto
-        as_json: print the means as JSON
     """
-    scenes, described = _scenes(data, format, worlds, seed, stress)
-    place = _device(device)
+    scenes, described = _scenes(scored, format)
+    place = scored.place
 
     from da3_splat.evaluation.methods import load_method
     from da3_splat.evaluation.poses import Poses
 
-    task = Poses(load_method(model, place), views=views, resolution=resolution, device=place)
-    _run(task, scenes, output, described, seed, place, as_json)
+    task = Poses(load_method(scored.model, place), views=views, resolution=resolution, device=place)
+    _run(task, scenes, described, scored)
 
 
 def depth(
-    output: Path,
-    data: Path | None = None,
+    scored: OmitArgPrefixes[Scored],
     format: DepthFormat = "megadepth",
-    model: str = "mini",
     align: Literal["none", "scale", "scale-shift"] = "scale",
     views: int | None = None,
     resolution: int = 504,
-    worlds: int = 20,
-    stress: bool = False,
-    seed: int = 20_000_000,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Score depth picture by picture: AbsRel, SqRel, RMSE, delta 1 to 3.
 
@@ -170,23 +162,13 @@ def depth(
       da3-splat evaluate depth --format synthetic --worlds 20 --resolution 224 --align scale-shift --output scores/
 
     Args:
-        output: folder for results.json, report.html and what they are made from
-        data: the folder of the data set; not for synthetic worlds
         format: how the data lies there; captures are those whose transforms.json names depth maps
-        model: mini (embedded), weights (file or hub id), a folder of another tool's results, or a baseline:
-            official:CHECKOUT:WEIGHTS, plane-sweep (posed)
         align: what each picture's depth is fitted by first; none is for metric models
         views: pictures of a scene, at most, evenly spaced; all of a data set that has rules of its own, else 8
         resolution: longest side of the pictures in pixels
-        worlds: how many synthetic worlds
-        stress: score each world plain and made hard in seven ways: textureless, mirrors, thin, repeated, wide, moving,
-            exposure
-        seed: the first world's; the others follow two apart
-        device: cpu, cuda, or auto
-        as_json: print the means as JSON
     """
-    scenes, described = _scenes(data, format, worlds, seed, stress)
-    place = _device(device)
+    scenes, described = _scenes(scored, format)
+    place = scored.place
 
     from da3_splat.data.benchmarks.table import BENCHMARKS
     from da3_splat.evaluation.depth import Depth
@@ -194,25 +176,17 @@ def depth(
 
     rules = BENCHMARKS[format].depth if format in BENCHMARKS else None
     most = 8 if views is None and rules is None else views
-    task = Depth(load_method(model, place), align, most, resolution, place, rules)
-    _run(task, scenes, output, described, seed, place, as_json)
+    _run(Depth(load_method(scored.model, place), align, most, resolution, place, rules), scenes, described, scored)
 
 
 def reconstruction(
-    output: Path,
-    data: Path | None = None,
+    scored: OmitArgPrefixes[Scored],
     format: ReconstructionFormat = "synthetic",
-    model: str = "mini",
     poses: Literal["posed", "free"] = "free",
     threshold: float | None = None,
     fusion: Literal["tsdf", "points"] | None = None,
     views: int | None = None,
     resolution: int = 504,
-    worlds: int = 20,
-    stress: bool = False,
-    seed: int = 20_000_000,
-    device: Device = "auto",
-    as_json: AsJson = False,
 ) -> None:
     """Score the surface that all views together give: F1 at a threshold, chamfer distance.
 
@@ -224,28 +198,16 @@ def reconstruction(
       da3-splat evaluate reconstruction --data HiRoom/ --format hiroom --model depth-anything/DA3-LARGE --output scores/
 
     Args:
-        output: folder for results.json, report.html and what they are made from
-        data: the folder of the data set; not for synthetic worlds
         format: how the data lies there
-        model: mini (embedded), weights (file or hub id), a folder of another tool's results, or a baseline:
-            official:CHECKOUT:WEIGHTS, plane-sweep (posed)
         poses: the method is given the cameras, or pictures alone and is aligned by its cameras
         threshold: of F1, in units of the scene. Without it, the data set's own; 0.05 (metres in synthetic worlds) where
             it has none, with voxels in proportion
         fusion: tsdf makes one surface of all depth maps; points takes every pixel. Without it, the data set's own rule
         views: pictures of a scene, at most, evenly spaced; 100 of a data set with rules of its own, else 8
         resolution: longest side of the pictures in pixels
-        worlds: how many synthetic worlds
-        stress: score each world plain and made hard in seven ways: textureless, mirrors, thin, repeated, wide, moving,
-            exposure
-        seed: the first world's; the others follow two apart
-        device: cpu, cuda, or auto
-        as_json: print the means as JSON
     """
-    scenes, described = _scenes(data, format, worlds, seed, stress)
-    place = _device(device)
-
-    from dataclasses import replace
+    scenes, described = _scenes(scored, format)
+    place = scored.place
 
     from da3_splat.data.benchmarks.table import BENCHMARKS, rules_at
     from da3_splat.evaluation.methods import load_method
@@ -258,8 +220,8 @@ def reconstruction(
         rules = own if threshold is None else replace(own, threshold=threshold)
     rules = rules if fusion is None else replace(rules, fusion=fusion)
     most = views if views is not None else 8 if own is None else 100
-    task = Reconstruction(load_method(model, place), rules, poses, most, resolution, place)
-    _run(task, scenes, output, described, seed, place, as_json)
+    task = Reconstruction(load_method(scored.model, place), rules, poses, most, resolution, place)
+    _run(task, scenes, described, scored)
 
 
 Evaluations = (
@@ -270,37 +232,27 @@ Evaluations = (
 )
 
 
-def _device(device: str) -> str:
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device here; leave it out or say --device cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def _scenes(
-    data: Path | None, form: str, worlds: int, seed: int, stress: bool, size: Any = None, every: int = 8
-) -> tuple[list, dict]:
+def _scenes(scored: Scored, form: str, size: Any = None, every: int = 8) -> tuple[list, dict]:
     """The scenes to score, and where they come from in plain words for results.json."""
     from da3_splat.evaluation.scenes import SyntheticScene, scenes_at
 
     if form != "synthetic":
-        if stress:
+        if scored.stress:
             raise ValueError(f"--stress: only of synthetic worlds, not of {form}; say --format synthetic")
-        if data is None:
+        if scored.data is None:
             raise ValueError(f"--data: expected the folder of the {form} scenes")
-        scenes, problems = scenes_at(data, form)
+        scenes, problems = scenes_at(scored.data, form)
         for problem in problems:
-            print(f"note: {problem}", file=sys.stderr)
-        return scenes, {"format": form, "path": str(data)}
-    if data is not None or worlds < 1:
+            note(problem)
+        return scenes, {"format": form, "path": str(scored.data)}
+    if scored.data is not None or scored.worlds < 1:
         raise ValueError("--format synthetic: expected no --data, and --worlds of at least 1")
     shape = {} if size is None or size.height is None else size.covering_patches
-    scenes = [SyntheticScene(seed + 2 * index, **shape) for index in range(worlds)]
+    scenes = [SyntheticScene(scored.seed + 2 * index, **shape) for index in range(scored.worlds)]
     first = scenes[0]
     pictures = {"views": first.views, "height": first.height, "width": first.width, "arc_degrees": first.arc}
-    described = {"format": form, "worlds": worlds, **pictures}
-    if stress:
+    described = {"format": form, "worlds": scored.worlds, **pictures}
+    if scored.stress:
         from da3_splat.data.stress import VARIATIONS
         from da3_splat.evaluation.stress import stressed
 
@@ -309,9 +261,8 @@ def _scenes(
     return scenes, described
 
 
-def _run(task: Any, scenes: list, output: Path, data: dict, seed: int, device: str, as_json: bool) -> None:
+def _run(task: Any, scenes: list, data: dict, scored: Scored) -> None:
     from rich.console import Console
-    from rich.progress import track
     from rich.table import Table
 
     from da3_splat.evaluation.headline import headline, table
@@ -320,18 +271,15 @@ def _run(task: Any, scenes: list, output: Path, data: dict, seed: int, device: s
     from da3_splat.evaluation.runner import run
     from da3_splat.evaluation.stress import stress_headline, stress_table
 
-    def bar(items: Iterable) -> Iterable:
-        hidden = not sys.stderr.isatty()
-        return track(items, task.name, console=Console(stderr=True), disable=hidden, transient=True)
-
-    results = run(task, scenes, output, data, seed, device, bar)
+    output = scored.output
+    results = run(task, scenes, output, data, scored.seed, scored.place, bar(task.name))
     if results is None:
         print(f"this process is done; the last one of the others writes {output / 'results.json'}")
         return
     report = write_report(results, ResultsFolder(output, ""))
     if not results["scenes_scored"]:
         raise ValueError(f"{headline(results)}; the first: {results['failed'][0]['error']}")
-    if as_json:
+    if scored.as_json:
         listed = ("scenes", "failed", "versions", "hardware", "timing")
         print(json.dumps({name: value for name, value in results.items() if name not in listed}))
         return
@@ -344,7 +292,7 @@ def _run(task: Any, scenes: list, output: Path, data: dict, seed: int, device: s
         shown.add_row(f"{len(rows) - MOST_ROWS} more in results.json")
     Console(width=width).print(shown)
     for reason in results["protocol"].get("not_available", {}).values():
-        print(f"note: {reason}", file=sys.stderr)
+        note(reason)
     print(f"{output / 'results.json'}\n{report}")
     if "groups" in results:
         print(stress_headline(results))

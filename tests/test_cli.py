@@ -11,9 +11,10 @@ import pytest
 from captures import small_capture
 from PIL import Image
 
-from da3_splat import load_ply, load_views
+from da3_splat import load_ply, load_views, render
 from da3_splat.check.run import Check
 from da3_splat.cli import main
+from da3_splat.metrics import psnr
 
 
 def run(capsys, *arguments):
@@ -47,6 +48,7 @@ def test_reconstruct_two_photos_without_poses(tmp_path, capsys):
     code, out, err = run(capsys, "reconstruct", capture / "images", "--output", tmp_path / "out", "--resolution", 84)
     assert code == 0 and "2 views (da3 poses, scale: none)" in out and out.count("note:") == 1, err
     assert len(out.splitlines()[0]) < 250
+    assert "the poses found are doubtful: --poses colmap" in err
     code, _, err = run(capsys, "reconstruct", capture / "images", "--output", tmp_path / "o", "--poses", "given")
     assert code == 2 and "has no cameras" in err
     code, out, _ = run(capsys, "reconstruct", capture, "--output", tmp_path / "o", "--poses", "da3", "--resolution", 84)
@@ -187,3 +189,25 @@ def test_poses_from_colmap(captures, tmp_path, capsys):
     assert code == 0, err
     report = json.loads(out.strip().splitlines()[-1])
     assert report["views"] >= 12 and report["scale_source"] == "sparse points" and report["poses"] == "colmap"
+
+
+def test_reconstruct_and_refine(tmp_path, capsys):
+    """By steps and by the clock; poses that were found move, given ones stay; scene and cameras fit together."""
+    capture = small_capture(tmp_path / "capture", views=5)
+    common = ["--resolution", 84, "--max-gaussians", 3000, "--json"]
+    code, out, err = run(capsys, "reconstruct", capture, "--output", tmp_path / "a", "--refine", 40, *common)
+    report = json.loads(out)
+    assert code == 0 and report["refine_steps"] == 40 and "sparse points" in report["start"], err
+    given, written = load_views(capture, resolution=84), load_views(tmp_path / "a", resolution=84)
+    assert np.allclose(written.cameras.world_to_camera, given.cameras.world_to_camera, atol=1e-5)
+    pictures = render(load_ply(tmp_path / "a" / "scene.ply"), written.cameras).color[0].clamp(0, 1)
+    assert float(psnr(pictures, written.images[0]).mean()) == pytest.approx(report["refined_psnr_db"], abs=1.5)
+    photos = ["reconstruct", capture / "images", "--refine", "1.5s", *common]
+    code, out, err = run(capsys, *photos, "--output", tmp_path / "b")
+    moved = load_views(tmp_path / "b", resolution=84).cameras.world_to_camera
+    assert code == 0 and json.loads(out)["refine_steps"] > 0, err
+    code, out, err = run(capsys, *photos, "--output", tmp_path / "c", "--refine-poses", "no")
+    still = load_views(tmp_path / "c", resolution=84).cameras.world_to_camera
+    assert code == 0 and not np.allclose(moved, still, atol=1e-4), err
+    code, _, err = run(capsys, "reconstruct", capture, "--output", tmp_path / "d", "--refine", "soon")
+    assert code == 2 and "--refine: expected a time such as 30s or 2m" in err and not (tmp_path / "d").exists()

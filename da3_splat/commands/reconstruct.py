@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 REFINED_GAUSSIANS = 100_000  # to refine, unless told otherwise
 SECONDS_BETWEEN_WRITES = 5.0
+DOUBTFUL_AGREEMENT = 0.6  # true geometry of synthetic worlds: 0.90; mini without poses: 0.37 to 0.52
 
 
 def reconstruct(
@@ -34,7 +35,7 @@ def reconstruct(
     sky: Literal["shell", "drop"] = "shell",
     rays: Literal["cameras", "predicted"] = "cameras",
     refine: str = "",
-    refine_poses: bool | None = None,
+    refine_poses: Literal["auto", "yes", "no"] = "auto",
     export: str = "",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     as_json: Annotated[bool, arg(name="json")] = False,
@@ -67,7 +68,7 @@ def reconstruct(
         rays: place Gaussians on the rays of the cameras, or on those the network predicts
         refine: then optimise the Gaussians against the photos, for 30s, 2m, or a number of steps such as 300; the best
             so far is always in scene.ply, and Ctrl-C ends it early and keeps what there is
-        refine_poses: move the cameras, too; by default those that the network found, and not those that were given
+        refine_poses: move the cameras, too; auto moves those that the network found, and not those that were given
         export: also write these, separated by commas: splat, compressed, glb, colmap, video (ply, npz, transforms are
             always there)
         device: cpu, cuda, or auto
@@ -111,7 +112,7 @@ def reconstruct(
     done = time.perf_counter()
     count = save_scene(scene, views, output, bar("writing"), frames)
     if refinement is not None:
-        poses_free = views.cameras is None if refine_poses is None else refine_poses
+        poses_free = refine_poses == "yes" or (refine_poses == "auto" and views.cameras is None)
         scene = _refined(scene, views, replace(refinement, poses=poses_free), max_gaussians, device, output)
         count = save_scene(scene, views, output, bar("writing"), frames)
     export_scene(scene, views, output, output, extra, bar("flying"))
@@ -137,6 +138,12 @@ def reconstruct(
         )
     for name in report.get("doubtful_views", ()):
         note(f"{name} fits the others badly and counted less: moved things in it, or a wrong pose?")
+    agreement = report.get("consensus_agreement")
+    if report["poses"] == "da3" and agreement is not None and agreement < DOUBTFUL_AGREEMENT:
+        note(
+            f"the views agree on only {agreement:.0%} of the depth that two of them see (true geometry: some 90%), so "
+            "the poses found are doubtful: --poses colmap, or stronger weights (--model)"
+        )
     if report.get("consensus_accepted") is False:
         note("the views could not be made to agree further; do they overlap?")
     if model == "mini" and report["poses"] == "da3":

@@ -19,6 +19,8 @@ from da3_splat.fusion.two_views import CorrectedViews, Look
 from da3_splat.geometry.surfaces import steep
 from da3_splat.types import Cameras, Geometry, RayMap
 
+AGREES = 0.05  # of depth
+
 
 @dataclass(frozen=True)
 class ConsensusConfig:
@@ -48,6 +50,7 @@ class Consensus:
     color_after: float
     depth_before: float
     depth_after: float
+    agreement: float  # share of what two views see where their depths are within AGREES of each other, in the end
     rotation: float  # median correction, degrees
     translation: float  # median correction, as a share of the median depth
 
@@ -87,6 +90,7 @@ def reach_consensus(
         color_after=after[0],
         depth_before=before[1],
         depth_after=after[1],
+        agreement=after[2] if accepted else before[2],
         rotation=float(torch.rad2deg(kept.twists[:, 3:].norm(dim=-1)).median()),
         translation=float(kept.twists[:, :3].norm(dim=-1).median() / scene.unit),
     )
@@ -153,19 +157,20 @@ class _Scene:
     def look(self, state: CorrectedViews, pairs: Tensor, pixels: Tensor, chosen: Tensor) -> Look:
         return Look(self.maps, self.intrinsics, self.unit, state, pairs, pixels, chosen)
 
-    def agreement(self, state: CorrectedViews, pairs: Tensor) -> tuple[float, float]:
-        """Mean colour difference and mean relative depth difference over the spare pixels."""
-        color, depth = [], []
+    def agreement(self, state: CorrectedViews, pairs: Tensor) -> tuple[float, float, float]:
+        """Mean colour difference and mean relative depth difference over the spare pixels within the gate; and the
+        share of all that are seen twice whose depths agree (0 where nothing is)."""
+        color, depth, close = [], [], []
         for chunk in pairs.split(32):
             look = self.look(state, chunk, self.spare_pixels, self.spare_chosen)
             seen = look.weight > 0
             near = seen & (look.depth_residual.abs() < self.config.gate)
             color.append(look.color_residual.abs().mean(dim=-1)[near])
             depth.append(look.depth_residual.abs()[near])
-        color, depth = torch.cat(color), torch.cat(depth)
-        if len(color) == 0:
-            return float("inf"), float("inf")
-        return float(color.mean()), float(depth.mean())
+            close.append((look.depth_residual.abs() < AGREES)[seen])
+        if not close or not any(len(part) for part in color):
+            return float("inf"), float("inf"), 0.0
+        return float(torch.cat(color).mean()), float(torch.cat(depth).mean()), float(torch.cat(close).float().mean())
 
     def step(self, state: CorrectedViews, pairs: Tensor, fixed: Tensor) -> CorrectedViews:
         """One damped Gauss-Newton step over all pairs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -9,16 +10,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# What torchvision calls the files of the networks that LPIPS stands on.
+# What torchvision calls the files of the networks that LPIPS stands on: the name ends as the file's SHA-256 begins.
 BACKBONES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
 
 
 def why_unavailable(net: Literal["vgg", "alex"]) -> str | None:
     """Why LPIPS with this network cannot be computed here, or None. Nothing is downloaded, nothing is made up."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net]
-    if path.is_file():
-        return None
-    return f"LPIPS-{net} not available: {path} is not there (https://download.pytorch.org/models/{BACKBONES[net]})"
+    home = Path.home()
+    shown = Path("~") / path.relative_to(home) if path.is_relative_to(home) else path  # reports are shared
+    if not path.is_file():
+        return f"LPIPS-{net} not available: {shown} is not there (https://download.pytorch.org/models/{BACKBONES[net]})"
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if not digest.startswith(path.stem.rsplit("-", 1)[-1]):
+        return f"LPIPS-{net} not available: {shown} is not the published file, whose SHA-256 begins as its name ends"
+    return None
 
 
 def perceptual_distance(net: Literal["vgg", "alex"] = "vgg") -> Callable[[Tensor, Tensor], Tensor]:

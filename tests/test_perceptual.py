@@ -1,5 +1,8 @@
 """LPIPS is real or absent: never downloaded, never on random weights."""
 
+import hashlib
+import shutil
+
 import lpips
 import pytest
 import torch
@@ -21,8 +24,13 @@ def test_present(tmp_path, monkeypatch):
     gradients; equal pictures are at distance 0."""
     torch.manual_seed(0)
     (tmp_path / "checkpoints").mkdir()
-    torch.save(alexnet(weights=None).state_dict(), tmp_path / "checkpoints" / BACKBONES["alex"])
+    file = tmp_path / "checkpoints" / BACKBONES["alex"]
+    torch.save(alexnet(weights=None).state_dict(), file)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert "is not the published file" in why_unavailable("alex")
+    named = f"alexnet-owt-{hashlib.sha256(file.read_bytes()).hexdigest()[:8]}.pth"
+    shutil.copy(file, file.with_name(named))
+    monkeypatch.setitem(BACKBONES, "alex", named)
     monkeypatch.setattr("torch.hub.load_state_dict_from_url", _from_cache(tmp_path))
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", _from_cache(tmp_path))
     assert why_unavailable("alex") is None and why_unavailable("vgg") is not None

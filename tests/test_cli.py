@@ -127,7 +127,9 @@ def test_reconstruct_options_and_export(tmp_path, capsys):
         "--export", "splat,colmap,glb",
     )  # fmt: skip
     fused = json.loads(out)
-    assert code == 0 and fused["gaussians"] == 2000 and fused["dropped_invalid"] >= 0.2 * 4 * 56 * 84 - 8
+    assert (
+        code == 0 and fused["gaussians"] == 2000 and fused["dropped_invalid"] >= 0.2 * 4 * 56 * 84 - 40
+    )  # but for ties
     assert (tmp_path / "b" / "sparse" / "0" / "points3D.bin").is_file() and (tmp_path / "b" / "points.glb").is_file()
     code, out, err = run(
         capsys, "export", tmp_path / "b", "--output", tmp_path / "c", "--to", "transforms,ply", "--json"

@@ -36,8 +36,11 @@ def test_parity_small_and_base():
     assert check_parity(GOLDENS, LIGHT) == 7
 
 
+LARGEST = pytest.param("da3-giant", 1, marks=pytest.mark.long)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("config, count", [("da3-large", 1), ("da3metric-large", 1), ("da3-giant", 1)])
+@pytest.mark.parametrize("config, count", [("da3-large", 1), ("da3metric-large", 1), LARGEST])
 def test_parity_larger_ones(config, count):
     assert check_parity(GOLDENS, (config,)) == count
 

@@ -50,6 +50,7 @@ def test_parity_script(tmp_path):
         "benchmark_rasterizer.py",
         "benchmark_network.py",
         "benchmark_fusion.py",
+        "benchmark_refinement.py",
         "check_parity.py",
     ],
 )
@@ -58,6 +59,7 @@ def test_help(name):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_resumes_and_ships(tmp_path):
     """Seconds of the three stages of `mini`, twice: the second run goes on where the first one stopped."""
     for _ in range(2):

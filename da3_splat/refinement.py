@@ -44,7 +44,7 @@ class RefinementConfig:
     """refine the cameras' poses, too"""
     focal: bool = False
     """refine one factor on all focal lengths, too"""
-    pose_rate: float = 5e-3
+    pose_rate: float = 1.5e-2
     """of rotations in radians, and of translations in shares of the median distance to the scene"""
     focal_rate: float = 4e-3
     depth_weight: float = 0.0

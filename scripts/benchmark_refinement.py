@@ -36,13 +36,14 @@ from rich.progress import Progress
 from torch import Tensor
 
 from da3_splat import load_model, load_views, render
+from da3_splat.data.disturbance import Disturbance, disturb
 from da3_splat.demo import write_capture
 from da3_splat.evaluation.target_poses import aligned_to_pictures, moved_to_prediction
-from da3_splat.geometry.rotations import rigid_motion, rotation_angle
+from da3_splat.geometry.rotations import rotation_angle
 from da3_splat.metrics import psnr, ssim
 from da3_splat.refinement import Refinement, RefinementConfig, refine, typical_distance
 from da3_splat.starting_points import gaussians_at_points, starting_gaussians
-from da3_splat.types import Cameras, Gaussians, Views
+from da3_splat.types import Cameras, Gaussians, Geometry, Views
 
 CAPTURES = Path(os.environ.get("DA3_SPLAT_CAPTURES", Path(__file__).parents[2] / "shared" / "captures"))
 STARTS = ("ours", "network", "sparse points", "random")
@@ -192,7 +193,7 @@ def disturbed_poses(views: Views, settings: Settings, missed: list[str]) -> dict
     context, held = split(views, 0)
     start, _ = start_of("ours", context, settings.budget)
     distance = typical_distance(start, context.cameras)
-    off = disturbed(context.cameras, degrees=1.0, share=0.02, distance=distance)
+    off = disturbed(context.cameras, distance)
     wrong = replace(context, cameras=off)
     steps = 1000 if settings.full else 300
     table = {}
@@ -202,7 +203,7 @@ def disturbed_poses(views: Views, settings: Settings, missed: list[str]) -> dict
         moved = moved_to_prediction(held.cameras, found.cameras, context.cameras)
         aligned = aligned_to_pictures(found.gaussians, replace(held, cameras=moved), ALIGNMENT_STEPS)
         value = score(found.gaussians, replace(held, cameras=aligned))
-        turn, shift = pose_errors(found.cameras, context.cameras, distance)
+        turn, shift = camera_errors(found.cameras, context.cameras, distance)
         table[name] = {"psnr_db": float(value[0]), "ssim": float(value[1]), "rotation_deg": turn, "translation": shift}
         print(
             f"{name + ' poses':20} {value[0]:6.2f} dB / {value[1]:.3f}   cameras off by {turn:.3f} degrees, "
@@ -219,17 +220,13 @@ def disturbed_poses(views: Views, settings: Settings, missed: list[str]) -> dict
     return {**table, "share_won_back": won}
 
 
-def disturbed(cameras: Cameras, degrees: float, share: float, distance: float) -> Cameras:
-    """Each camera turned about a random axis and moved in a random direction, by so much."""
-    generator = torch.Generator().manual_seed(0)
-    axes = torch.nn.functional.normalize(
-        torch.randn(2, cameras.world_to_camera.shape[1], 3, generator=generator), dim=-1
-    )
-    motion = torch.cat([axes[0] * torch.pi * degrees / 180, axes[1] * share * distance], dim=-1)
-    return replace(cameras, world_to_camera=rigid_motion(motion)[None] @ cameras.world_to_camera)
+def disturbed(cameras: Cameras, distance: float) -> Cameras:
+    """Each camera turned by 1 degree about a random axis and moved by 2 % of the distance in a random direction."""
+    plane = Geometry(depth=torch.full((1, cameras.world_to_camera.shape[1], 1, 1), distance), cameras=cameras)
+    return disturb(plane, Disturbance(rotation=1.0, translation=0.02), seed=0).cameras
 
 
-def pose_errors(found: Cameras, true: Cameras, distance: float) -> tuple[float, float]:
+def camera_errors(found: Cameras, true: Cameras, distance: float) -> tuple[float, float]:
     """Mean rotation error in degrees and mean distance of the camera centres as a share of the distance to the scene,
     after the similarity that fits the cameras best."""
     fitted = moved_to_prediction(found, true, found)

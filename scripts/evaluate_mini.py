@@ -28,7 +28,7 @@ from da3_splat.data.view_selection import pose_distance
 from da3_splat.fusion.fuse import FusionConfig, fuse
 from da3_splat.heads.plain import PlainHead
 from da3_splat.io.depth_maps import depth_files, read_depth
-from da3_splat.metrics import absolute_relative_error, pose_auc, psnr, relative_pose_errors
+from da3_splat.metrics import absolute_relative_error, pose_auc, pose_errors, psnr
 from da3_splat.types import Geometry, Views
 
 HEIGHT, WIDTH, FIRST_SEED = 168, 224, 20_000_000  # training uses seeds from 5 and 200 million on
@@ -95,7 +95,7 @@ def unposed(model, views: Views, truth: Geometry) -> tuple[dict[str, torch.Tenso
         "nearest context": replace(truth.cameras, world_to_camera=nowhere),
         "step to the side": replace(truth.cameras, world_to_camera=aside),
     }
-    pairs = {name: torch.maximum(*relative_pose_errors(cameras, truth.cameras))[0] for name, cameras in answers.items()}
+    pairs = {name: pose_errors(cameras, truth.cameras)[0] for name, cameras in answers.items()}
     depths = {
         "model": geometry.depth,
         "network alone": alone.depth,

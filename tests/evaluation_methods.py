@@ -7,7 +7,7 @@ import torch
 from da3_splat.evaluation.scenes import SyntheticScene
 from da3_splat.geometry.alignment import Similarity, transform_cameras, transform_gaussians
 from da3_splat.geometry.rotations import quaternion_to_matrix
-from da3_splat.heads.lifting import lift, raw_channels
+from da3_splat.heads.plain import PlainHead
 from da3_splat.types import Cameras, Geometry, Scene, Views
 
 IDENTITY = {"name": "stand-in", "kind": "test"}
@@ -15,7 +15,7 @@ IDENTITY = {"name": "stand-in", "kind": "test"}
 
 def laid(images: torch.Tensor, geometry: Geometry) -> Scene:
     """Every pixel of every view as a Gaussian on the depth of `geometry`."""
-    gaussians = lift(images.new_zeros(*geometry.depth.shape, raw_channels(0)), images, geometry)
+    gaussians = PlainHead()(None, images, geometry)
     return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras)
 
 

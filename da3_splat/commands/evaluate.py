@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, arg, subcommand
 
+from da3_splat.commands.device import Device, chosen_device
 from da3_splat.commands.terminal import bar, note
 
 NovelViewFormat = Literal["captures", "synthetic", "dl3dv", "megadepth", "tanks-and-temples"]
@@ -43,18 +44,14 @@ class Scored:
     exposure"""
     seed: int = 20_000_000
     """the first world's; the others follow two apart"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     as_json: Annotated[bool, arg(name="json")] = False
     """print the means as JSON"""
 
     @property
     def place(self) -> str:
-        """The device; ValueError where there is no CUDA and it is asked for."""
-        import torch
-
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("--device cuda: torch finds no CUDA device here; leave it out or say --device cpu")
-        return ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        """cuda or cpu."""
+        return chosen_device(self.device)
 
 
 def novel_views(

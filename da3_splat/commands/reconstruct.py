@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from da3_splat.commands.device import Device, chosen_device
 from da3_splat.commands.terminal import bar, note, refining_bar, say
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def reconstruct(
     refine: str = "",
     refine_poses: Literal["auto", "yes", "no"] = "auto",
     export: str = "",
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn photos into a 3D Gaussian scene in one pass, and refine it for as long as you like.
@@ -96,10 +97,7 @@ def reconstruct(
     from da3_splat.scene_folder import save_scene
 
     loaded = time.perf_counter()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device here; leave it out or say --device cpu")
+    device = chosen_device(device)
     try:
         config = replace(
             FusionConfig() if fusion else NO_FUSION, max_gaussians=max_gaussians, min_confidence=prune, sky=sky

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from da3_splat.heads.lifting import lift, raw_channels
+from da3_splat.heads.plain import PlainHead
 from da3_splat.types import Cameras, Gaussians, Geometry, Scene, Views
 
 WORKER = Path(__file__).with_name("official_worker.py")
@@ -109,7 +109,6 @@ def _scene(answer: dict[str, Tensor], views: Views) -> Scene:
             sh=parts["harmonics"].transpose(-1, -2).contiguous(),
         )
     else:
-        raw = views.images.new_zeros(*geometry.depth.shape, raw_channels(sh_degree=0))
-        gaussians = lift(raw, views.images, geometry)
+        gaussians = PlainHead()(None, views.images, geometry)
     report = {"official_seconds": float(answer["seconds"])}
     return Scene(geometry=geometry, gaussians=gaussians, cameras=cameras, report=report)

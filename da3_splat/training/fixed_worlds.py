@@ -16,7 +16,7 @@ from da3_splat.data.sequences import items_from
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.data.synthetic_batches import GeometryBatch, StepSampler, batch_shape
 from da3_splat.geometry.frames import cameras_for_encoder
-from da3_splat.metrics import absolute_relative_error, pose_auc, relative_pose_errors
+from da3_splat.metrics import absolute_relative_error, pose_auc, pose_errors
 from da3_splat.training.pseudo_labels import LabelConfig, align_to_measured
 from da3_splat.training.single_view import predict_maps
 from da3_splat.types import SKY_THRESHOLD, Cameras, Geometry, Record
@@ -121,7 +121,7 @@ def student_scores(network: DepthAnything3, worlds: FixedWorlds) -> dict[str, fl
         told = network(images, cameras_for_encoder(cameras), reference_view="first")
         head = network.cameras(network.encode(images, reference_view="first"))
         for name, said in (("auc30_head", head), ("auc30_rays", alone.cameras)):
-            errors = torch.maximum(*relative_pose_errors(said, cameras))
+            errors = pose_errors(said, cameras)
             found.setdefault(name, []).append(100 * pose_auc(errors, 30))
         found.setdefault("abs_rel", []).append(absolute_relative_error(alone.depth, depth))
         found.setdefault("abs_rel_given_poses", []).append(absolute_relative_error(told.depth, depth))

@@ -17,7 +17,7 @@ from da3_splat.geometry.frames import cameras_for_encoder, relative_to_first, sc
 from da3_splat.geometry.poses import decode_cameras
 from da3_splat.geometry.projection import project, rays_from_cameras, unproject
 from da3_splat.losses import camera_loss, student_loss
-from da3_splat.metrics import pose_auc, relative_pose_errors
+from da3_splat.metrics import pose_auc, pose_errors
 from da3_splat.types import Cameras, Geometry
 
 
@@ -180,5 +180,5 @@ def _numbers(parts: dict[str, Tensor], cameras: Cameras, truth: Geometry, given:
     numbers = {name: float(value.detach()) for name, value in parts.items()}
     if given:
         return numbers  # poses that are told are no achievement
-    errors = torch.maximum(*relative_pose_errors(cameras, truth.cameras))
+    errors = pose_errors(cameras, truth.cameras)
     return {**numbers, "auc30": 100 * float(pose_auc(errors, 30).mean())}

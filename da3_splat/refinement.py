@@ -6,7 +6,7 @@ Adam on every field, L1 + SSIM, one picture a step; no densification, so a start
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,6 +21,10 @@ from da3_splat.rendering import render
 from da3_splat.types import Cameras, Gaussians, Record, Rendering, Views
 
 STANDS_OUT = 4.0  # spreads (of the views' losses) above their median from which a view counts less
+POSE_BETAS = (
+    0.5,
+    0.9,
+)  # of Adam: a camera is looked at some dozens of times, and what was right then is soon forgotten
 TRUSTED = 0.5  # a view that counts less than this is named in the report
 
 
@@ -41,10 +45,10 @@ class RefinementConfig:
     rest_rate: float = 1e-3
     sh_degree: int = 1
     poses: bool = False
-    """refine the cameras' poses, too"""
+    """refine the cameras' poses, too; means then move at a quarter of their rate, so that they wait for the cameras"""
     focal: bool = False
     """refine one factor on all focal lengths, too"""
-    pose_rate: float = 1.5e-2
+    pose_rate: float = 8e-3
     """of rotations in radians, and of translations in shares of the median distance to the scene"""
     focal_rate: float = 4e-3
     depth_weight: float = 0.0
@@ -115,10 +119,10 @@ class Refinement:
         self.log_focal = gaussians.means.new_zeros(()).requires_grad_(config.focal)
         self.distance = typical_distance(self.start, self.views.cameras)
         groups = [{"params": [value], "name": name} for name, value in self.raw.items()]
-        groups += [{"params": self.motions, "name": "pose"}] if config.poses else []
+        groups += [{"params": self.motions, "name": "pose", "betas": POSE_BETAS}] if config.poses else []
         groups += [{"params": [self.log_focal], "name": "focal"}] if config.focal else []
         self.rates = {group["name"]: getattr(config, f"{group['name']}_rate") for group in groups}
-        self.rates["means"] *= scene_extent(views)
+        self.rates["means"] *= scene_extent(views) * (0.25 if config.poses else 1)
         self.optimizer = torch.optim.Adam(groups, lr=0.0, eps=1e-15)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.queue: list[int] = []
@@ -170,12 +174,8 @@ class Refinement:
         return log_depth_loss(rendering.depth[:, 0], known, (known > 0) & (rendering.alpha[:, 0].detach() > 0.5))
 
     def trust(self) -> Tensor:
-        """What each view counts (S): 1, less where its loss stands out from the others' (after the first round)."""
-        if bool(self.losses.isnan().any()) or self.count < 4:
-            return torch.ones(self.count)
-        middle = self.losses.median()
-        spread = (1.4826 * (self.losses - middle).abs().median()).clamp_min(0.25 * middle)
-        return (STANDS_OUT * spread / (self.losses - middle).clamp_min(1e-12)).clamp_max(1.0).square()
+        """What each view counts (S)."""
+        return trust_of(self.losses)
 
     def result(self) -> Refined:
         """Gaussians and cameras as they are now, in the frame of the cameras given."""
@@ -193,7 +193,7 @@ class Refinement:
                 motion = camera_similarity(cameras, given)
                 cameras, gaussians = transform_cameras(motion, cameras), transform_gaussians(motion, gaussians)
         names = self.views.names or tuple(f"view {view}" for view in range(self.count))
-        doubtful = tuple(name for name, trust in zip(names, self.trust().tolist()) if trust < TRUSTED)
+        doubtful = doubtful_names(names, self.losses)
         factor = float(self.log_focal.detach().exp())
         return Refined(
             gaussians=gaussians,
@@ -222,6 +222,21 @@ class Refinement:
         lens[..., 0, 0] *= still.exp()
         lens[..., 1, 1] *= still.exp()
         return replace(camera, world_to_camera=stretch[:, None] * pose, intrinsics=lens)
+
+
+def trust_of(losses: Tensor) -> Tensor:
+    """What each view counts (S) by its last loss (S), NaN where it was not seen yet: 1, less where it stands out from
+    the others'. All count fully until all were seen, and where they are fewer than four."""
+    if len(losses) < 4 or bool(losses.isnan().any()):
+        return torch.ones_like(losses)
+    middle = losses.median()
+    spread = (1.4826 * (losses - middle).abs().median()).clamp_min(0.25 * middle)
+    return (STANDS_OUT * spread / (losses - middle).clamp_min(1e-12)).clamp_max(1.0).square()
+
+
+def doubtful_names(names: Sequence[str], losses: Tensor) -> tuple[str, ...]:
+    """Which views fit so much worse than the others that they count less than TRUSTED."""
+    return tuple(name for name, trust in zip(names, trust_of(losses).tolist()) if trust < TRUSTED)
 
 
 def _raw(start: Gaussians, sh_degree: int) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 Each trap of Nerfstudio 1.1.5 that the plugin steps around has an assertion here.
 """
 
-import json
 import subprocess
 import sys
 import urllib.request
@@ -14,68 +13,26 @@ import numpy as np
 import plyfile
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("nerfstudio", reason="Nerfstudio is not installed")
 
-from captures import small_capture  # noqa: E402
 from nerfstudio.data.dataparsers.nerfstudio_dataparser import NerfstudioDataParserConfig  # noqa: E402
 from nerfstudio.models.splatfacto import SplatfactoModel  # noqa: E402
 from nerfstudio.plugins.registry import discover_methods  # noqa: E402
-from nerfstudio.scripts.eval import ComputePSNR  # noqa: E402
 from nerfstudio.scripts.exporter import ExportGaussianSplat  # noqa: E402
 from nerfstudio.utils import writer  # noqa: E402
+from nerfstudio_runs import capture_folder, checkpoint_of, config_for, evaluate, train  # noqa: E402
 
 from da3_splat.nerfstudio_plugin.cameras import from_nerfstudio  # noqa: E402
 from da3_splat.nerfstudio_plugin.config import da3_splat_method  # noqa: E402
+from da3_splat.refinement import trust_of  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory) -> Path:
     """A folder with a capture of nine views."""
-    folder = tmp_path_factory.mktemp("nerfstudio")
-    small_capture(folder / "capture")
-    return folder
-
-
-def config_for(workspace: Path, name: str, steps: int, **changes):
-    config = deepcopy(da3_splat_method.config)
-    config.data = workspace / "capture"
-    config.pipeline.datamanager.dataparser.data = config.data
-    config.output_dir, config.experiment_name, config.timestamp = workspace / "runs", "capture", name
-    config.max_num_iterations, config.vis = steps, "tensorboard"
-    config.machine.device_type = "cpu"
-    config.viewer.quit_on_train_completion = True
-    config.logging.local_writer.enable = False
-    config.pipeline.resolution, config.pipeline.max_gaussians = 84, 3000
-    for key, value in changes.items():
-        setattr(config, key, value)
-    return config
-
-
-def train(config):
-    """What ns-train does with a config, and the trainer it leaves."""
-    from nerfstudio.scripts.train import _set_random_seed
-
-    writer.EVENT_WRITERS.clear()
-    writer.EVENT_STORAGE.clear()
-    writer.GLOBAL_BUFFER.clear()
-    _set_random_seed(config.machine.seed)
-    config.save_config()
-    trainer = config.setup(local_rank=0, world_size=1)
-    trainer.setup()
-    trainer.train()
-    return trainer
-
-
-def evaluate(config, workspace: Path) -> dict:
-    output = workspace / f"eval_{config.timestamp}.json"
-    ComputePSNR(load_config=config.get_base_dir() / "config.yml", output_path=output).main()
-    return json.loads(output.read_text())["results"]
-
-
-def checkpoint_of(config) -> dict:
-    (path,) = config.get_checkpoint_dir().glob("*.ckpt")
-    return torch.load(path, weights_only=True)  # plain values only, or this raises
+    return capture_folder(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -376,3 +333,35 @@ def test_depth_regularisation(workspace):
     outputs["depth"] = outputs["depth"] * torch.linspace(1, 2, 84)[:, None]
     assert float(model.get_loss_dict(outputs, batch)["depth_loss"]) > 0.01
     assert "depth_loss" not in model.get_loss_dict(outputs, {**batch, "image_idx": 99})
+
+
+def test_a_bad_picture_counts_less_where_cameras_move(workspace, capsys):
+    """One training picture is of something else: its loss is weighed down, and it is named at the end."""
+    config = config_for(workspace, "bad", 36)
+    config.pipeline.refine_poses = "on"
+    path = sorted((workspace / "capture" / "images").iterdir())[3]
+    before = path.read_bytes()
+    try:
+        noise = np.random.default_rng(0).integers(0, 255, (56, 84, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(Image.open(path).size, Image.NEAREST).save(path)
+        trainer = train(config)
+    finally:
+        path.write_bytes(before)
+    trust = trust_of(trainer.pipeline.model.view_losses)
+    names = [file.name for file in trainer.pipeline.datamanager.train_dataset.image_filenames]
+    assert trust[names.index(path.name)] < 0.5 and trust.sum() > len(names) - 1.5
+    assert f"{path.name} fits the others badly" in capsys.readouterr().out
+
+
+def test_bilateral_grid(workspace):
+    """Splatfacto's appearance grids learn, one for each training picture; the untouched ones stay the identity."""
+    config = config_for(workspace, "grid", 3)
+    config.pipeline.model.use_bilateral_grid = True
+    trainer = train(config)
+    grids = trainer.pipeline.model.bil_grids.grids.detach()
+    identity = torch.eye(4)[:3].flatten()[None, :, None, None, None].expand_as(grids)
+    changed = [not torch.equal(one, same) for one, same in zip(grids, identity)]
+    assert len(changed) == 7 and any(changed)
+    assert torch.isfinite(grids).all() and "rgb" in trainer.pipeline.model.eval().get_outputs_for_camera(
+        trainer.pipeline.datamanager.train_dataset.cameras[:1]
+    )

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 
 from da3_splat.losses import log_depth_loss
 from da3_splat.nerfstudio_plugin.cameras import from_nerfstudio
+from da3_splat.refinement import trust_of
 from da3_splat.rendering import render_with_screen
 from da3_splat.types import Gaussians
 
@@ -68,6 +69,8 @@ class Da3SplatModel(SplatfactoModel):
         self.seed_points = (torch.eye(4)[:, :3], torch.zeros(0, 3))
         with patch("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", LazyLpips):
             super().populate_modules()
+        # The last loss of each training picture; not kept on disk.
+        self.view_losses = torch.full((self.num_train_data,), float("nan"))
 
     def set_gaussians(self, gaussians: Gaussians) -> None:
         """Replace all parameters by these Gaussians (1,N) in Nerfstudio's frame; before the optimizers are made."""
@@ -92,9 +95,14 @@ class Da3SplatModel(SplatfactoModel):
         self.depth_targets = {index: value.detach().to(self.device) for index, value in depth.items()}
 
     def get_loss_dict(self, outputs, batch, metrics_dict=None) -> dict[str, Tensor]:
-        """Splatfacto's losses, and the pull towards the network's depth where it is asked for."""
+        """Splatfacto's losses, and the pull towards the network's depth where it is asked for. Where cameras move, a
+        picture that fits much worse than the others counts less, as in refinement.py."""
         losses = super().get_loss_dict(outputs, batch, metrics_dict)
-        target = getattr(self, "depth_targets", {}).get(int(batch.get("image_idx", -1)))
+        index = int(batch.get("image_idx", -1))
+        if self.training and index >= 0 and self.config.camera_optimizer.mode != "off":
+            self.view_losses[index] = losses["main_loss"].detach().cpu()
+            losses["main_loss"] = losses["main_loss"] * float(trust_of(self.view_losses)[index])
+        target = getattr(self, "depth_targets", {}).get(index)
         if self.training and self.config.depth_weight > 0 and target is not None:
             depth, alpha = (outputs[name][None, None, ..., 0] for name in ("depth", "accumulation"))
             depth, alpha = (interpolate(part, target.shape, mode="nearest-exact")[:, 0] for part in (depth, alpha))
@@ -151,7 +159,7 @@ class Da3SplatModel(SplatfactoModel):
         rgb = rendering.color[0, 0].permute(1, 2, 0).clamp(0, 1)
         alpha, depth = rendering.alpha[0, 0, ..., None], rendering.depth[0, 0, ..., None]
         if self.training and self.config.use_bilateral_grid and "cam_idx" in (camera.metadata or {}):
-            rgb = self._apply_bilateral_grid(rgb, camera.metadata["cam_idx"], ours.height, ours.width)
+            rgb = self._apply_bilateral_grid(rgb[None], camera.metadata["cam_idx"], ours.height, ours.width)[0]
         return {
             "rgb": rgb,
             "depth": torch.where(alpha > 0, depth, depth.detach().max()),

@@ -10,10 +10,12 @@ import torch
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
+from nerfstudio.utils.rich_utils import CONSOLE
 
 from da3_splat.io.files import replacing
 from da3_splat.nerfstudio_plugin.pipeline import Da3SplatPipeline
 from da3_splat.nerfstudio_plugin.schedulers import DecayConfig
+from da3_splat.refinement import doubtful_names
 from da3_splat.trained_run import write_user_frame
 
 
@@ -47,6 +49,7 @@ class Da3SplatTrainer(Trainer):
         """As the base class; zero iterations save the feed-forward result (the base class would fail)."""
         if self.config.max_num_iterations > 0:
             super().train()
+            self._name_doubtful_views()
             return
         outputs = self.pipeline.datamanager.train_dataparser_outputs
         outputs.save_dataparser_transform(self.base_dir / "dataparser_transforms.json")
@@ -57,6 +60,11 @@ class Da3SplatTrainer(Trainer):
         self.save_checkpoint(self.step)
         if not self.config.viewer.quit_on_train_completion:
             self._train_complete_viewer()
+
+    def _name_doubtful_views(self) -> None:
+        names = [path.name for path in self.pipeline.datamanager.train_dataset.image_filenames]
+        for name in doubtful_names(names, self.pipeline.model.view_losses):
+            CONSOLE.log(f"{name} fits the others badly and counted less: moved things in it, or a wrong pose?")
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:

@@ -15,6 +15,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 from da3_splat.commands.evaluate import Evaluations
 from da3_splat.commands.reconstruct import reconstruct
 from da3_splat.commands.terminal import bar, refining_bar
+from da3_splat.commands.view import view
 
 FAILED = 1
 BAD_INPUT = 2
@@ -55,24 +56,28 @@ def export(
     input: Positional[Path],
     output: Path,
     to: str = "",
+    html: bool = False,
     overwrite: bool = False,
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Write a reconstruction, or a run of ns-train da3-splat, in the formats of other programs.
 
-    A run gives ply, splat and compressed, in the frame of the file that was trained on (ns-export gives Nerfstudio's).
+    A run gives ply, splat, compressed and html, in the frame of the file that was trained on (ns-export gives
+    Nerfstudio's).
 
     Try:
       da3-splat export scene/ --output for_nerfstudio/ --to transforms
       da3-splat export scene/ --output for_colmap/ --to colmap
       da3-splat export scene/ --output web/ --to splat,compressed,video
+      da3-splat export scene/ --output mail/ --html        (one file that turns in any browser)
       da3-splat export outputs/fox/da3-splat/2026-11-24_200000 --output fox/ --to ply,splat
 
     Args:
         input: folder that `da3-splat reconstruct` wrote, or that of a training run (with nerfstudio_models/ in it)
         output: folder for the results
-        to: formats, separated by commas: ply, splat, compressed, glb, npz, colmap, transforms, video; by default what
-            other programs start from (of a run: ply)
+        to: formats, separated by commas: ply, splat, compressed, glb, npz, colmap, transforms, video, html; by default
+            what other programs start from (of a run: ply)
+        html: write scene.html, a page with the scene in it that needs no network; with --to, that as well
         overwrite: write into a folder that holds such files already
         as_json: print the files as JSON
     """
@@ -80,7 +85,8 @@ def export(
     from da3_splat.trained_run import is_run, load_run
 
     run = is_run(input)
-    formats = parse_formats(to or ("ply" if run else "ply,transforms,colmap"))
+    formats = parse_formats(to or ("html" if html else "ply" if run else "ply,transforms,colmap"))
+    formats += ["html"] if html and "html" not in formats else []
     there = [name for name in WRITTEN if (output / name).exists()]
     if there and not overwrite:
         raise ValueError(f"{output / there[0]}: exists already; choose another --output, or say --overwrite")
@@ -169,7 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads of torch that wait by spinning bring a busy machine to a halt: 100 s instead of 4 were measured beside one
     # other job on two cores. Must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    commands = {"demo": demo, "reconstruct": reconstruct, "evaluate": evaluate, "export": export}
+    commands = {"demo": demo, "reconstruct": reconstruct, "view": view, "evaluate": evaluate, "export": export}
     commands |= {"check": check, "info": info}
     try:
         tyro.extras.subcommand_cli_from_dict(

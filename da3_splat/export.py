@@ -12,16 +12,17 @@ import torch
 from da3_splat.geometry.paths import fly_through
 from da3_splat.geometry.projection import project
 from da3_splat.io.files import replacing
+from da3_splat.io.html import save_html
 from da3_splat.io.ply import save_ply, save_points
 from da3_splat.io.transforms_json import read_transforms, write_transforms
 from da3_splat.rendering import render
 from da3_splat.scene_folder import confident_pixels, confident_points, original_cameras
 from da3_splat.types import Cameras, Gaussians, Geometry, Scene, Views
 
-FORMATS = ("ply", "splat", "compressed", "glb", "npz", "colmap", "transforms", "video")
+FORMATS = ("ply", "splat", "compressed", "glb", "npz", "colmap", "transforms", "video", "html")
 # Everything that a reconstruction and its exports may write into their folder.
-WRITTEN = ("transforms.json", "images", "depth", "masks", "depth.npz", "scene.ply", "points.ply", "sparse_pc.ply")
-WRITTEN += ("sparse", "scene.splat", "scene.compressed.ply", "points.glb", "flight.mp4")
+WRITTEN = ("transforms.json", "images", "depth", "masks", "depth.npz", "scene.ply", "points.ply", "report.json")
+WRITTEN += ("sparse", "sparse_pc.ply", "scene.splat", "scene.compressed.ply", "points.glb", "flight.mp4", "scene.html")
 SPARSE_POINTS = 30_000
 SAME_SPOT = 0.02  # relative depth difference up to which a picture counts as having seen a point
 FRAMES, FRAMES_PER_SECOND = 120, 30
@@ -48,7 +49,8 @@ def export_scene(
 
     ply: scene.ply; splat, compressed: scene.splat, scene.compressed.ply for web viewers; glb: points.glb with cameras;
     npz: depth.npz; transforms: transforms.json, sparse_pc.ply and images/, for Nerfstudio; colmap: sparse/0/ and
-    images/, for COLMAP, gsplat's trainer and Nerfstudio; video: flight.mp4, a flight past the cameras.
+    images/, for COLMAP, gsplat's trainer and Nerfstudio; video: flight.mp4, a flight past the cameras; html:
+    scene.html, a page with the scene in it.
     """
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,22 +66,31 @@ def export_scene(
         written.append(folder / "points.glb")
     if "transforms" in formats or "colmap" in formats:
         written += _export_capture(scene, views, source, folder, formats)
+    if "html" in formats:
+        save_html(scene.gaussians, folder / "scene.html", scene.cameras, source.resolve().name)
+        written.append(folder / "scene.html")
     if "video" in formats:
-        written.append(_export_video(scene, folder / "flight.mp4", progress))
+        written.append(write_flight(scene.gaussians, scene.cameras, folder / "flight.mp4", progress))
     return written
 
 
 def export_gaussians(gaussians: Gaussians, folder: str | Path, formats: Sequence[str]) -> list[Path]:
-    """Write Gaussians (1,N) that come without views: ply, splat, compressed. ValueError for formats that need more."""
-    more = [name for name in formats if name not in ("ply", "splat", "compressed")]
+    """Write Gaussians (1,N) that come without views: ply, splat, compressed, html.
+
+    ValueError for formats that need more.
+    """
+    more = [name for name in formats if name not in ("ply", "splat", "compressed", "html")]
     if more:
-        raise ValueError(f"export: {more[0]} needs the views; of a training run there are ply, splat and compressed")
+        raise ValueError(f"export: {more[0]} needs the views; a training run gives ply, splat, compressed, html")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     if "ply" in formats:
         save_ply(gaussians, folder / "scene.ply")
         written.append(folder / "scene.ply")
+    if "html" in formats:
+        save_html(gaussians, folder / "scene.html", title=folder.resolve().name)
+        written.append(folder / "scene.html")
     return written + _export_splats(gaussians, folder, formats)
 
 
@@ -161,14 +172,21 @@ def tracked_points(geometry: Geometry, views: Views, count: int) -> tuple[np.nda
 
 
 @torch.no_grad()
-def _export_video(scene: Scene, path: Path, progress: Callable[[Iterable], Iterable]) -> Path:
+def write_flight(
+    gaussians: Gaussians,
+    cameras: Cameras,
+    path: Path,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
+    frames: int = FRAMES,
+) -> Path:
+    """A video of so many `frames` of a flight past the `cameras` (1,V), at FRAMES_PER_SECOND and the cameras' size."""
     from da3_splat.io.video import write_video  # PyAV takes a moment to import
 
-    path_cameras: Cameras = fly_through(scene.cameras, FRAMES)
+    flight = fly_through(cameras, frames)
 
     def pictures():
-        for index in progress(range(FRAMES)):
-            yield render(scene.gaussians, path_cameras.select([index])).color[0, 0].permute(1, 2, 0).cpu().numpy()
+        for index in progress(range(frames)):
+            yield render(gaussians, flight.select([index])).color[0, 0].permute(1, 2, 0).cpu().numpy()
 
     write_video(path, pictures(), FRAMES_PER_SECOND)
     return path

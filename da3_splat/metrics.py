@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from da3_splat.geometry.rotations import rotation_angle
 from da3_splat.types import Cameras
@@ -21,6 +20,8 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity (N) with an 11x11 Gaussian window, sigma 1.5, data range 1."""
+    from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds to import
+
     return structural_similarity_index_measure(
         image, target, data_range=1.0, sigma=1.5, kernel_size=11, reduction="none"
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -37,6 +38,7 @@ from da3_splat.types import Cameras, Gaussians, Geometry, Scene, Views
 
 EMBEDDED = {"mini": Path(__file__).parent / "weights" / "mini.safetensors"}
 METADATA_KEY = "da3_splat"
+Watch = Callable[[int, Gaussians, Cameras], None]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Da3Splat(nn.Module):
         fusion: FusionConfig = FusionConfig(),
         lifting_rays: Literal["cameras", "predicted"] = "cameras",
         progress: Progress = lambda title: lambda items: items,
+        watch: Watch = lambda view, gaussians, cameras: None,
         **options,
     ) -> Scene:
         """A scene (batch size 1) from posed or unposed views.
@@ -97,7 +100,9 @@ class Da3Splat(nn.Module):
         given included, and their Gaussians are merged: `fusion` says how (NO_FUSION: not at all). `lifting_rays`
         "predicted" places the Gaussians on the network's ray map instead of the rays of the cameras.
 
-        `report` says where scale and poses came from, what was merged and dropped, and the times.
+        `watch(view, gaussians, cameras)` is given the Gaussians (1,H*W) of each view as they are laid, before they are
+        merged, with the cameras (1,S) of all. `report` says where scale and poses came from, what was merged and
+        dropped, and the times.
         """
         if lifting_rays == "predicted" and (self.gs_head.rules != "exact" or not self.network.predicts_cameras):
             raise ValueError(f"reconstruct: the Gaussians of {self.config.preset} cannot be placed on predicted rays")
@@ -122,7 +127,9 @@ class Da3Splat(nn.Module):
         agreed = time.perf_counter()
 
         def gaussians_of_view(view: int) -> Gaussians:
-            return self._lift(view, geometry, raw, features, views.images, lifting_rays)
+            gaussians = self._lift(view, geometry, raw, features, views.images, lifting_rays)
+            watch(view, gaussians, geometry.cameras)
+            return gaussians
 
         gaussians, counts = fuse(geometry, views, gaussians_of_view, fusion, progress)
         report |= {"views": geometry.depth.shape[1], **agreement, **counts}

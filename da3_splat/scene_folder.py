@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -37,7 +38,8 @@ def save_scene(
     as the network had them), depth/NAME.png (near is bright), transforms.json + images/ (a Nerfstudio capture of the
     cameras used). Where `frames`, the files behind the views, are given, resizing and cropping are undone: images/
     holds the pictures at their full size (undistorted), transforms.json their cameras, depth/NAME.npz their depth
-    (nearest value, so that no surface appears between two; NaN where the view was cropped).
+    (nearest value, so that no surface appears between two; NaN where the view was cropped). report.json is the scene's
+    report.
     """
     folder = Path(folder)
     names = picture_names(views)
@@ -59,6 +61,8 @@ def save_scene(
     save_points(points, colors, folder / "points.ply")
     cameras = scene.cameras if frames is None else original_cameras(scene.cameras, views)
     write_transforms(folder / "transforms.json", cameras, written, "points.ply", masks)
+    with replacing(folder / "report.json") as beside:
+        beside.write_text(json.dumps(scene.report, indent=1) + "\n")
     return save_ply(scene.gaussians, folder / "scene.ply")
 
 
@@ -88,7 +92,21 @@ def load_scene(folder: str | Path) -> tuple[Scene, Views]:
         masks=kept,
         windows=windows,
     )
-    return Scene(geometry=geometry, gaussians=load_ply(folder / "scene.ply"), cameras=geometry.cameras), views
+    gaussians, report = load_ply(folder / "scene.ply"), _load_report(folder / "report.json")
+    return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report), views
+
+
+def _load_report(path: Path) -> dict[str, object]:
+    """What `save_scene` wrote there; empty where there is none, as in folders of older versions."""
+    if not path.is_file():
+        return {}
+    try:
+        report = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not a report of da3_splat ({error})") from error
+    if not isinstance(report, dict):
+        raise ValueError(f"{path}: not a report of da3_splat (expected an object)")
+    return report
 
 
 def _in_window(picture: Image.Image, window: Window | None, size: tuple[int, int]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 DC = 0.28209479177387814  # the constant basis function
 
@@ -85,3 +86,11 @@ def rgb_to_dc(rgb: Tensor) -> Tensor:
 def dc_to_rgb(dc: Tensor) -> Tensor:
     """The colour that a degree-0 coefficient shows."""
     return dc * DC + 0.5
+
+
+def colors_from(means: Tensor, sh: Tensor, eye: Tensor | None) -> Tensor:
+    """Colours (N,3), not clamped, of Gaussians at means (N,3) with coefficients (N,K,3), seen from `eye` (3); those of
+    degree 0 where there is no eye."""
+    if eye is None:
+        return dc_to_rgb(sh[:, 0])
+    return evaluate_sh(sh, normalize(means - eye.to(means), dim=-1)) + 0.5

@@ -22,6 +22,8 @@ NEIGHBOURS = {
     ("losses", "metrics"),  # SSIM is both
     ("starting_points", "refinement"),
     ("posing", "export"),
+    ("viewer", "export"),  # the same flight
+    ("viewer", "trained_run"),
 }
 HEAVY = {
     "nerfstudio": "nerfstudio_plugin",

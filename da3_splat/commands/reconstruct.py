@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,10 +12,13 @@ from tyro.conf import Positional, arg
 
 from da3_splat.commands.device import Device, chosen_device
 from da3_splat.commands.terminal import bar, note, refining_bar, say
+from da3_splat.commands.view import announce
 
 if TYPE_CHECKING:
+    from da3_splat.model import Watch
     from da3_splat.refinement import RefinementConfig
-    from da3_splat.types import Scene, Views
+    from da3_splat.types import Cameras, Gaussians, Scene, Views
+    from da3_splat.viewer.server import SceneViewer
 
 REFINED_GAUSSIANS = 100_000  # to refine, unless told otherwise
 SECONDS_BETWEEN_WRITES = 5.0
@@ -38,6 +42,7 @@ def reconstruct(
     refine: str = "",
     refine_poses: Literal["auto", "yes", "no"] = "auto",
     export: str = "",
+    view: bool = False,
     device: Device = "auto",
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
@@ -52,6 +57,7 @@ def reconstruct(
       da3-splat reconstruct photos/ --output scene/ --poses colmap
       da3-splat reconstruct walk.mp4 --output scene/ --fps 1 --export colmap,video
       da3-splat reconstruct capture/ --output scene/ --refine 2m
+      da3-splat reconstruct photos/ --output scene/ --view
 
     Args:
         input: folder of photos, a video, a transforms.json or its folder, or a COLMAP model
@@ -70,8 +76,9 @@ def reconstruct(
         refine: then optimise the Gaussians against the photos, for 30s, 2m, or a number of steps such as 300; the best
             so far is always in scene.ply, and Ctrl-C ends it early and keeps what there is
         refine_poses: move the cameras, too; auto moves those that the network found, and not those that were given
-        export: also write these, separated by commas: splat, compressed, glb, colmap, video (ply, npz, transforms are
-            always there)
+        export: also write these, separated by commas: splat, compressed, glb, colmap, video, html (ply, npz,
+            transforms are always there)
+        view: watch it in the browser while it is made (only from this machine), and stay there until Ctrl-C
         device: cpu, cuda, or auto
         as_json: print the report as JSON
     """
@@ -86,6 +93,7 @@ def reconstruct(
         raise ValueError(f"--max-gaussians: expected at least 1, got {max_gaussians}")
 
     refinement = _refinement(refine)
+    window = _window() if view else None
 
     began = time.perf_counter()
     views, frames = _views(input, output, poses, resolution, max_views, fps, skip_unreadable)
@@ -102,7 +110,9 @@ def reconstruct(
         config = replace(
             FusionConfig() if fusion else NO_FUSION, max_gaussians=max_gaussians, min_confidence=prune, sky=sky
         )
-        scene = load_model(model, device).reconstruct(views, fusion=config, lifting_rays=rays, progress=bar).to("cpu")
+        watch = _shown(window, views)
+        network = load_model(model, device)
+        scene = network.reconstruct(views, fusion=config, lifting_rays=rays, progress=bar, watch=watch).to("cpu")
     except torch.OutOfMemoryError as error:
         raise ValueError("the GPU ran out of memory; use fewer views (--max-views) or a lower --resolution") from error
     if poses == "colmap":
@@ -111,7 +121,8 @@ def reconstruct(
     count = save_scene(scene, views, output, bar("writing"), frames)
     if refinement is not None:
         poses_free = refine_poses == "yes" or (refine_poses == "auto" and views.cameras is None)
-        scene = _refined(scene, views, replace(refinement, poses=poses_free), max_gaussians, device, output)
+        config = replace(refinement, poses=poses_free)
+        scene = _refined(scene, views, config, max_gaussians, device, output, window)
         count = save_scene(scene, views, output, bar("writing"), frames)
     export_scene(scene, views, output, output, extra, bar("flying"))
     report = {
@@ -121,9 +132,43 @@ def reconstruct(
         "reconstruct_seconds": done - loaded,
         "write_seconds": time.perf_counter() - done,
     }
+    if window is not None:
+        from da3_splat.viewer.content import content_of
+
+        window.show(content_of(scene, views))
     if as_json:
-        print(json.dumps(report))
-        return
+        print(json.dumps(report), flush=True)
+    else:
+        _tell(report, output, model)
+    if window is not None:
+        window.wait()
+
+
+def _window() -> SceneViewer:
+    """The page that fills while the scene is made."""
+    from da3_splat.viewer.server import SceneViewer
+
+    window = SceneViewer()
+    announce(window, sys.stderr)
+    return window
+
+
+def _shown(window: SceneViewer | None, views: Views) -> Watch:
+    """What shows each view's Gaussians as they are laid; nothing without a window."""
+    if window is None:
+        return lambda view, gaussians, cameras: None
+
+    def show(view: int, gaussians: Gaussians, cameras: Cameras) -> None:
+        if not window.frustums:
+            window.show_views(cameras, views)
+        window.show_chunk(view, gaussians, cameras.centers[0].mean(dim=0))
+
+    return show
+
+
+def _tell(report: dict, output: Path, model: str) -> None:
+    """What was made, and what about it is doubtful, in a few lines."""
+    count = report["gaussians_written"]
     print(
         f"{report['views']} views ({report['poses']} poses, scale: {report['scale_source']}) -> {count} Gaussians; "
         f"load {report['load_seconds']:.1f} s, reconstruct {report['reconstruct_seconds']:.1f} s, "
@@ -168,7 +213,13 @@ def _refinement(asked: str) -> RefinementConfig | None:
 
 
 def _refined(
-    scene: Scene, views: Views, config: RefinementConfig, max_gaussians: int | None, device: str, output: Path
+    scene: Scene,
+    views: Views,
+    config: RefinementConfig,
+    max_gaussians: int | None,
+    device: str,
+    output: Path,
+    window: SceneViewer | None,
 ) -> Scene:
     """The scene after refinement; meanwhile scene.ply is always the best so far."""
     import time
@@ -184,6 +235,8 @@ def _refined(
     def keep(refined: Refined) -> None:
         if time.perf_counter() - written[0] > SECONDS_BETWEEN_WRITES:
             save_ply(refined.gaussians, output / "scene.ply")
+            if window is not None:
+                window.show_gaussians(refined.gaussians, refined.cameras.centers[0].mean(dim=0))
             written[0] = time.perf_counter()
 
     with refining_bar() as watch:

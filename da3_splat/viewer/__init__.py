@@ -1,0 +1,1 @@
+"""A scene in the browser, on viser: splats, points, cameras with their photos, a flight, a ruler."""

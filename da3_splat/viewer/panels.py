@@ -1,0 +1,196 @@
+"""What is asked of a scene beside the page: compare at a camera, fly, measure."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import viser
+from torch import Tensor
+
+from da3_splat.export import FRAMES, FRAMES_PER_SECOND, write_flight
+from da3_splat.geometry.paths import fly_through
+from da3_splat.geometry.rotations import matrix_to_quaternion
+from da3_splat.io.images import color_of_depth
+from da3_splat.metrics import psnr
+from da3_splat.rendering import render
+from da3_splat.types import Cameras
+from da3_splat.viewer.drawing import point_on_ray, vertical_view
+
+if TYPE_CHECKING:
+    from da3_splat.viewer.server import SceneViewer
+
+
+class CameraPanel:
+    """Choose a camera, by name or by a click on it: the browser goes there, and its photo stands beside our rendering
+    of the same view, with depth below and PSNR."""
+
+    def __init__(self, viewer: SceneViewer):
+        self.viewer, self.content = viewer, viewer.content
+        views = self.content.views
+        count = views.images.shape[1]
+        self.names = [f"{view}: {name}" for view, name in enumerate(views.names or ["view"] * count)]
+        gui = viewer.server.gui
+        with gui.add_folder("Camera"):
+            self.choice = gui.add_dropdown("View", self.names)
+            self.button = gui.add_button("Go there")
+            self.score = gui.add_markdown("")
+            self.compared = gui.add_image(self._pictures(0), label="Photo | rendering")
+            depth = self._depths(0)
+            self.depth = None if depth is None else gui.add_image(depth, label="Depth: network | rendering")
+        self.choice.on_update(lambda event: self._compare(self._view()))
+        self.button.on_click(lambda event: self._go(event.client, self._view()))
+        for view, frustum in enumerate(viewer.frustums):
+            frustum.on_click(lambda event, view=view: self._clicked(event.client, view))
+
+    def _view(self) -> int:
+        return self.names.index(self.choice.value)
+
+    def _clicked(self, client: viser.ClientHandle, view: int) -> None:
+        self.choice.value = self.names[view]
+        self._go(client, view)
+
+    def _go(self, client: viser.ClientHandle, view: int) -> None:
+        # A frustum that one stands in would hide the view behind its photo.
+        for index, frustum in enumerate(self.viewer.frustums):
+            frustum.visible = index != view
+        place(client, self.content.views.cameras, view)
+
+    def _compare(self, view: int) -> None:
+        self.compared.image = self._pictures(view)
+        if self.depth is not None:
+            self.depth.image = self._depths(view)
+
+    @torch.no_grad()
+    def _rendering(self, view: int):
+        return render(self.content.gaussians, self.content.views.cameras.select([view]))
+
+    def _pictures(self, view: int) -> np.ndarray:
+        given = self.content.views.images[:, view]
+        if self.content.gaussians is None:
+            return eight_bits(given[0])
+        rendered = self._rendering(view).color[:, 0].clamp(0, 1)
+        self.score.content = f"PSNR of this view: **{float(psnr(rendered, given)[0]):.1f} dB**"
+        return eight_bits(torch.cat([given[0], rendered[0]], dim=2))
+
+    def _depths(self, view: int) -> np.ndarray | None:
+        """The network's depth and the rendered one, in the same colours."""
+        if self.content.geometry is None or self.content.gaussians is None:
+            return None
+        known = self.content.geometry.depth[0, view]
+        seen = self._rendering(view)
+        shown = torch.where(seen.alpha[0, 0] > 0.5, seen.depth[0, 0], torch.zeros(()))
+        return (color_of_depth(torch.cat([known, shown], dim=1).numpy()) * 255).astype(np.uint8)
+
+
+class FlightPanel:
+    """Fly past all cameras in the browser, or have the same flight rendered by our backend as a video."""
+
+    def __init__(self, viewer: SceneViewer):
+        self.viewer, self.cameras = viewer, viewer.content.views.cameras
+        self.flying, self.rendering = threading.Event(), threading.Lock()
+        gui = viewer.server.gui
+        with gui.add_folder("Flight"):
+            self.seconds = gui.add_slider("Seconds", 2, 30, 1, round(FRAMES / FRAMES_PER_SECOND))
+            self.fly = gui.add_button("Fly / stop")
+            self.save = gui.add_button("Save video")
+            self.state = gui.add_markdown("")
+        self.fly.on_click(lambda event: self._fly(event.client))
+        self.save.on_click(lambda event: self._save(event.client))
+
+    def _fly(self, client: viser.ClientHandle) -> None:
+        if self.flying.is_set():
+            self.flying.clear()
+            return
+        self.flying.set()
+        seconds = self.seconds.value
+        path, began = fly_through(self.cameras, seconds * FRAMES_PER_SECOND), time.monotonic()
+        while self.flying.is_set() and (share := (time.monotonic() - began) / seconds) < 1:
+            place(client, path, int(share * path.world_to_camera.shape[1]))
+            time.sleep(1 / FRAMES_PER_SECOND)
+        self.flying.clear()
+
+    def _save(self, client: viser.ClientHandle) -> None:
+        if not self.rendering.acquire(blocking=False):
+            return  # one at a time
+        try:
+            count = self.seconds.value * FRAMES_PER_SECOND
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "flight.mp4"
+                write_flight(self.viewer.content.gaussians, self.cameras, path, self._progress, count)
+                client.send_file_download("flight.mp4", path.read_bytes())
+            self.state.content = "flight.mp4 is offered for download"
+        finally:
+            self.rendering.release()
+
+    def _progress(self, frames):
+        for index, frame in enumerate(frames):
+            if index % 10 == 0:
+                self.state.content = f"rendering: {index} of {len(frames)} frames"
+            yield frame
+
+
+class RulerPanel:
+    """The distance between two points that are clicked on, in units of the scene, or metres where those are known."""
+
+    def __init__(self, viewer: SceneViewer):
+        self.viewer, self.server, self.content = viewer, viewer.server, viewer.content
+        self.ends: list[np.ndarray] = []
+        with self.server.gui.add_folder("Ruler"):
+            self.switch = self.server.gui.add_checkbox("Measure by clicking", False)
+            self.result = self.server.gui.add_markdown("")
+        self.switch.on_update(lambda _: self._switched())
+
+    def _switched(self) -> None:
+        if self.switch.value:
+            self.server.scene.on_click()(self._clicked)
+            self.result.content = "click on the first point"
+        else:
+            self.server.scene.remove_click_callback("all")
+            self._clear()
+
+    def _clear(self) -> None:
+        self.ends = []
+        self.result.content = ""
+        for name in ("/ruler/line", "/ruler/0", "/ruler/1"):
+            self.server.scene.remove_by_name(name)
+
+    def _clicked(self, event: viser.SceneClickEvent) -> None:
+        if len(self.ends) == 2:
+            self._clear()
+        found = point_on_ray(self.content.gaussians, np.array(event.ray_origin), np.array(event.ray_direction))
+        if found is None:
+            self.result.content = "nothing there; click on something solid"
+            return
+        reach = float(np.linalg.norm(found - np.array(event.ray_origin)))
+        self.server.scene.add_icosphere(
+            f"/ruler/{len(self.ends)}", radius=0.008 * reach, color=(255, 40, 40), position=tuple(found)
+        )
+        self.ends.append(found)
+        self.result.content = "click on the second point"
+        if len(self.ends) == 2:
+            self.server.scene.add_line_segments(
+                "/ruler/line", np.stack(self.ends)[None], colors=(255, 40, 40), thickness=0.004 * reach
+            )
+            distance = float(np.linalg.norm(self.ends[1] - self.ends[0]))
+            self.result.content = f"**{distance:.4g} {self.content.unit}**"
+
+
+def place(client: viser.ClientHandle, cameras: Cameras, view: int) -> None:
+    """Put a browser's camera where one of the cameras (1,V) is, with its vertical field of view."""
+    pose = cameras.camera_to_world[0, view].double()
+    wxyz, position = matrix_to_quaternion(pose[:3, :3]).numpy(), pose[:3, 3].numpy()
+    with client.atomic():
+        client.camera.wxyz, client.camera.position = wxyz, position
+        client.camera.fov = vertical_view(cameras, view)
+    client.flush()
+
+
+def eight_bits(image: Tensor) -> np.ndarray:
+    """A picture (3,H,W) in [0,1] as (H,W,3) uint8."""
+    return (image.permute(1, 2, 0).clamp(0, 1) * 255 + 0.5).to(torch.uint8).numpy()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import urllib.request
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from nerfstudio.scripts.exporter import ExportGaussianSplat  # noqa: E402
 from nerfstudio.utils import writer  # noqa: E402
 from nerfstudio_runs import capture_folder, checkpoint_of, config_for, evaluate, train  # noqa: E402
 
+from da3_splat import render  # noqa: E402
 from da3_splat.nerfstudio_plugin.cameras import from_nerfstudio  # noqa: E402
 from da3_splat.nerfstudio_plugin.config import da3_splat_method  # noqa: E402
 from da3_splat.refinement import trust_of  # noqa: E402
@@ -170,7 +172,8 @@ def test_checkpoint_holds_no_network(trained):
     config, trainer = trained
     keys = set(checkpoint_of(config)["pipeline"])
     assert keys == {f"_model.gauss_params.{name}" for name in trainer.pipeline.model.gauss_params} | {
-        "_model.device_indicator_param"
+        "_model.device_indicator_param",
+        "_model._extra_state",  # the Gaussians as the network gave them
     }
 
 
@@ -224,8 +227,38 @@ def test_viewer_works_while_training(workspace):
             84,
             1,
         )
+        _check_the_panel(trainer.pipeline.model, camera, outputs)
     finally:
         trainer.shutdown()
+
+
+def _check_the_panel(model, camera, refined) -> None:
+    """The viewer's switch shows what the network said before refinement, and its confidence where that is asked for."""
+    from nerfstudio.viewer.utils import parse_object
+    from nerfstudio.viewer.viewer_elements import ViewerElement
+
+    names = {element.name for _, element in parse_object(model, ViewerElement, "model")}
+    assert {"Gaussians", "Confidence"} <= names and "confidence" not in refined
+    if model.feed_forward.confidence is None:  # where sparse points lead there is none
+        model.feed_forward = replace(model.feed_forward, confidence=torch.rand(model.feed_forward.opacities.shape))
+    model.shown.value, model.with_confidence.value = "feed-forward", True
+    first = model.get_outputs_for_camera(camera)
+    expected = render(model.feed_forward, from_nerfstudio(camera.to(model.device))).color[0, 0].permute(1, 2, 0)
+    assert torch.allclose(first["rgb"], expected.clamp(0, 1), atol=1e-5)
+    assert not torch.allclose(first["rgb"], refined["rgb"], atol=1e-3)
+    confidence = first["confidence"]
+    assert confidence.shape == (56, 84, 1) and 0 <= float(confidence.min()) < float(confidence.max()) <= 1.001
+    model.train()
+    assert "confidence" not in model.get_outputs(camera)
+    model.eval()
+    state = model.state_dict()
+    model.feed_forward = None
+    model.load_state_dict(state)
+    again = model.get_outputs_for_camera(camera)
+    assert torch.equal(first["rgb"], again["rgb"]) and torch.equal(first["confidence"], again["confidence"])
+    del state["_extra_state"]
+    model.load_state_dict(state)  # a checkpoint of an older version
+    assert model.feed_forward is None and "confidence" not in model.get_outputs_for_camera(camera)
 
 
 def test_stock_dataparser_from_the_command_line_keeps_our_defaults():

@@ -9,11 +9,13 @@ import torch
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
 from nerfstudio.models.splatfacto import SplatfactoModel, SplatfactoModelConfig
 from nerfstudio.utils.rich_utils import CONSOLE
+from nerfstudio.viewer.viewer_elements import ViewerCheckbox, ViewerDropdown
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from da3_splat.losses import log_depth_loss
 from da3_splat.nerfstudio_plugin.cameras import from_nerfstudio
+from da3_splat.nerfstudio_plugin.feed_forward import confidence_picture, from_state, to_state
 from da3_splat.refinement import trust_of
 from da3_splat.rendering import render_with_screen
 from da3_splat.types import Gaussians
@@ -71,10 +73,13 @@ class Da3SplatModel(SplatfactoModel):
             super().populate_modules()
         # The last loss of each training picture; not kept on disk.
         self.view_losses = torch.full((self.num_train_data,), float("nan"))
+        self.feed_forward: Gaussians | None = None
+        self.shown = ViewerDropdown("Gaussians", "refined", ["refined", "feed-forward"])
+        self.with_confidence = ViewerCheckbox("Confidence", False, hint="adds an output, at the price of a rendering")
 
     def set_gaussians(self, gaussians: Gaussians) -> None:
         """Replace all parameters by these Gaussians (1,N) in Nerfstudio's frame; before the optimizers are made."""
-        gaussians = gaussians.detach().to(self.device, torch.float32)
+        gaussians = self.feed_forward = gaussians.detach().to(self.device, torch.float32)
         count, bases = gaussians.means.shape[1], (self.config.sh_degree + 1) ** 2
         rest = gaussians.means.new_zeros(count, bases - 1, 3)
         given = gaussians.sh[0, :, 1:bases]
@@ -113,6 +118,8 @@ class Da3SplatModel(SplatfactoModel):
 
     def gaussians(self) -> Gaussians:
         """The current Gaussians (1,N), activated, differentiable; cut to the viewer's crop box outside training."""
+        if not self.training and self.shown.value == "feed-forward" and self.feed_forward is not None:
+            return self.feed_forward
         raw = dict(self.gauss_params.items())
         if self.crop_box is not None and not self.training:
             inside = self.crop_box.within(raw["means"]).squeeze(-1)
@@ -160,12 +167,15 @@ class Da3SplatModel(SplatfactoModel):
         alpha, depth = rendering.alpha[0, 0, ..., None], rendering.depth[0, 0, ..., None]
         if self.training and self.config.use_bilateral_grid and "cam_idx" in (camera.metadata or {}):
             rgb = self._apply_bilateral_grid(rgb[None], camera.metadata["cam_idx"], ours.height, ours.width)[0]
-        return {
+        outputs = {
             "rgb": rgb,
             "depth": torch.where(alpha > 0, depth, depth.detach().max()),
             "accumulation": alpha,
             "background": background if self.training else background.expand(*rgb.shape),
         }
+        if not self.training and self.with_confidence.value and self.feed_forward is not None:
+            outputs["confidence"] = confidence_picture(self.feed_forward, ours)[..., None]
+        return outputs
 
     def get_image_metrics_and_images(self, outputs, batch):
         metrics, images = super().get_image_metrics_and_images(outputs, batch)
@@ -173,8 +183,16 @@ class Da3SplatModel(SplatfactoModel):
             metrics = {name: value for name, value in metrics.items() if "lpips" not in name}
         return metrics, images
 
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """What checkpoints keep beside the parameters: the Gaussians as the network gave them."""
+        return to_state(self.feed_forward)
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        self.feed_forward = from_state(state, self.device)
+
     def load_state_dict(self, dict, **kwargs):
         """As the base class, but parameters of the right size are filled in place, so their optimizers keep them."""
+        dict.setdefault("_extra_state", {})  # checkpoints of older versions have none
         count = dict["gauss_params.means"].shape[0]
         if count == self.num_points:
             self.step = NEVER  # until a training step says otherwise: evaluate with everything on

@@ -151,6 +151,7 @@ def info(as_json: Annotated[bool, arg(name="json")] = False) -> None:
         "da3_splat": __version__,
         "python": platform.python_version(),
         "system": platform.platform(),
+        "cuda of torch": torch.version.cuda or "none",
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "threads": torch.get_num_threads(),
         "render backend": "gsplat" if torch.cuda.is_available() else "cpu",
@@ -158,7 +159,20 @@ def info(as_json: Annotated[bool, arg(name="json")] = False) -> None:
             f"{name} ({path.stat().st_size / 1e6:.1f} MB)" for name, path in EMBEDDED.items()
         ),
     }
-    for package in ("torch", "torchvision", "timm", "gsplat", "numba", "numpy", "nerfstudio", "viser", "pycolmap"):
+    found = _cached_weights()
+    facts["weights in caches"] = ", ".join(found) if found else "none"
+    for package in (
+        "torch",
+        "torchvision",
+        "timm",
+        "gsplat",
+        "numba",
+        "numpy",
+        "nerfstudio",
+        "viser",
+        "pycolmap",
+        "av",
+    ):
         try:
             facts[package] = version(package)
         except PackageNotFoundError:
@@ -170,8 +184,18 @@ def info(as_json: Annotated[bool, arg(name="json")] = False) -> None:
         print(f"{name:18} {value}")
 
 
+def _cached_weights() -> list[str]:
+    """Hub models and torch's weights that lie on this machine already, by the folders where both keep them."""
+    import torch
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    hub = (path.name.removeprefix("models--").replace("--", "/") for path in Path(HF_HUB_CACHE).glob("models--*"))
+    return sorted([*hub, *(path.name for path in Path(torch.hub.get_dir()).glob("checkpoints/*.pth"))])
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. Expected errors end in one line and exit code 2, Ctrl-C in 130."""
+    """Run the command line. Expected errors end in one line and exit code 2, Ctrl-C in 130; anything else is ours, and
+    ends in a traceback and exit code 1."""
     # Threads of torch that wait by spinning bring a busy machine to a halt: 100 s instead of 4 were measured beside one
     # other job on two cores. Must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -165,9 +165,11 @@ def test_check(capsys):
 def test_info_and_help(capsys):
     code, out, _ = run(capsys, "info", "--json")
     assert code == 0 and json.loads(out)["torch"] != "not installed"
-    for command in ([], ["demo"], ["reconstruct"], ["export"], ["check"], ["info"]):
+    assert {"weights in caches", "cuda of torch", "viser", "embedded weights"} <= set(json.loads(out))
+    for command in ([], ["demo"], ["reconstruct"], ["view"], ["evaluate"], ["export"], ["check"], ["info"]):
         code, out, _ = run(capsys, *command, "--help")
         assert code == 0 and "usage: da3-splat" in out
+        assert not command or "Try:" in out
     code, out, _ = run(capsys, "reconstruct", "--help")
     assert "da3-splat reconstruct photos/ --output scene/" in out
 

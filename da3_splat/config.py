@@ -31,7 +31,7 @@ def load_config(kind: type[Config], path: str | Path) -> Config:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _number(value: object) -> float:
+def _number(value: float | str) -> float:
     # YAML reads 1e-3 as text and 1 as an integer.
     if isinstance(value, bool):
         raise ValueError(f"expected a number, got {value!r}")

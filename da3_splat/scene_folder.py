@@ -15,7 +15,7 @@ from torch import Tensor
 from da3_splat.data.views import original_picture
 from da3_splat.io.files import replacing
 from da3_splat.io.frames import Frame
-from da3_splat.io.images import color_of_depth, read_image, write_image
+from da3_splat.io.images import color_of_depth, depth_limits, read_image, write_image
 from da3_splat.io.npz import load_geometry, save_geometry
 from da3_splat.io.ply import load_ply, save_ply, save_points
 from da3_splat.io.transforms_json import read_transforms, write_transforms
@@ -45,13 +45,12 @@ def save_scene(
     names = picture_names(views)
     masks = [None] * len(names) if views.masks is None else _write_masks(views, names, folder, frames is not None)
     depth = scene.geometry.depth[0].detach().cpu()
-    images = views.images[0].permute(0, 2, 3, 1).cpu().numpy()
-    written = []
-    for index, picture in enumerate(progress(color_of_depth(depth.numpy()))):
-        write_image(folder / "depth" / f"{names[index]}.png", picture)
+    written, limits = [], depth_limits(depth.numpy())
+    for index in progress(range(len(depth))):
+        write_image(folder / "depth" / f"{names[index]}.png", color_of_depth(depth[index].numpy(), limits))
         if frames is None:
             written.append(f"images/{names[index]}.png")
-            write_image(folder / written[-1], images[index])
+            write_image(folder / written[-1], views.images[0, index].permute(1, 2, 0).cpu().numpy())
         else:
             written.append(f"images/{write_original(frames[index], folder / 'images', names[index])}")
             with replacing(folder / "depth" / f"{names[index]}.npz") as beside:
@@ -151,8 +150,13 @@ def original_cameras(cameras: Cameras, views: Views) -> list[Cameras]:
 def confident_points(geometry: Geometry, views: Views, count: int) -> tuple[np.ndarray, np.ndarray]:
     """At most `count` points (P,3) of the confident half of the pixels, spread over all views, and their colours."""
     index = confident_pixels(geometry, views, count)
-    points = geometry.points()[0].detach().cpu().reshape(-1, 3)[index]
-    return points.numpy(), views.images[0].permute(0, 2, 3, 1).cpu().reshape(-1, 3)[index].numpy()
+    pixels = geometry.depth.shape[-2] * geometry.depth.shape[-1]
+    points, colors = [], []
+    for view in range(geometry.depth.shape[1]):  # the cloud of all pixels would take fifty bytes each
+        chosen = index[(index >= view * pixels) & (index < (view + 1) * pixels)] - view * pixels
+        points.append(geometry.select([view]).points().detach().cpu().reshape(-1, 3)[chosen])
+        colors.append(views.images[0, view].cpu().flatten(1)[:, chosen].T)
+    return torch.cat(points).numpy(), torch.cat(colors).numpy()
 
 
 def confident_pixels(geometry: Geometry, views: Views, count: int) -> Tensor:

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 from scenes import random_cameras
 
-from da3_splat.backbone import create_backbone, load_checkpoint
+from da3_splat.backbone import attention, create_backbone, load_checkpoint, vision_transformer
 from da3_splat.backbone.checkpoints import our_key, preset_of
-from da3_splat.backbone.presets import PRESETS
+from da3_splat.backbone.presets import PRESETS, build_backbone
 from da3_splat.backbone.reference_view import move_to_front, restore_order, select_reference_view
+from da3_splat.backbone.storage import FeatureFiles
 from da3_splat.backbone.vision_transformer import VisionTransformer
 from da3_splat.check import recipe
 from da3_splat.check.parity import TOLERANCE, read_cases, run_cases
@@ -374,3 +375,22 @@ def test_timm_dinov2_starts_a_training():
     assert torch.equal(network.backbone.pos_embed, theirs.pos_embed)
     with pytest.raises(ValueError, match="not DINOv2 weights"):
         load_dinov2(network, {"a": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("alternate_from", [2, None])
+def test_streaming_changes_nothing(alternate_from, monkeypatch, tmp_path):
+    """Tokens in small pieces, features in files, against one piece with autograd's own path; B=2, S=5, non-square."""
+    torch.manual_seed(0)
+    network = build_backbone(replace(PRESETS["mini"], alternate_from=alternate_from)).eval()
+    images = torch.rand(2, 5, 3, 28, 42)
+    whole = network.encode(images)  # gradients are on: nothing is streamed
+    monkeypatch.setattr(attention, "TOKENS_PER_PIECE", 15)
+    monkeypatch.setattr(vision_transformer, "VIEWS_PER_PIECE", 2)
+    with torch.no_grad():
+        streamed = network.encode(images, storage=FeatureFiles(tmp_path))
+        depth = network.decode(streamed).depth
+    for a, b in zip(whole.taps, streamed.taps):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(whole.camera_tokens, streamed.camera_tokens, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(network.decode(whole).depth, depth, rtol=1e-4)
+    assert not list(tmp_path.iterdir())  # the files went with their names

@@ -12,11 +12,13 @@ from da3_splat.fusion import consensus as module
 from da3_splat.fusion.consensus import ConsensusConfig, reach_consensus
 from da3_splat.fusion.fuse import NO_FUSION, FusionConfig, agree, fuse, usable_pixels
 from da3_splat.fusion.merging import MergeConfig, merge
+from da3_splat.fusion.pair_equations import PairEquations
 from da3_splat.fusion.pruning import prune, thinned
 from da3_splat.fusion.recoloring import recolor
-from da3_splat.fusion.two_views import CorrectedViews
+from da3_splat.fusion.two_views import CorrectedViews, ViewMaps
 from da3_splat.heads.lifting import lift, raw_channels
 from da3_splat.rendering import render
+from da3_splat.rendering.sight import in_sight
 from da3_splat.types import Cameras, Gaussians, Geometry, Views
 
 HEIGHT, WIDTH = 56, 84
@@ -81,11 +83,8 @@ def test_normal_equations_are_the_derivatives():
     # The slopes of sampled maps are central differences, autograd's are those of bilinear cells: compare what does not
     # depend on them, the depth residual's part, exactly, and the whole loosely.
     assert torch.nn.functional.cosine_similarity(normal[0].double().flatten(), want.flatten(), dim=0) > 0.9
-    smooth = scene.maps.clone()
-    smooth[:, :9] = 0  # no colours
-    smooth[:, 10:12] = 0
-    smooth[:, 9] = smooth[:, 9].mean()  # a flat depth map: its slope is zero both ways
-    scene.maps = smooth
+    scene.maps.values[..., :3] = 0  # no colours
+    scene.maps.values[..., 3] = scene.maps.values[..., 3].mean()  # a flat depth map: its slope is zero both ways
     jacobian = torch.autograd.functional.jacobian(residuals, start).flatten(1).double()
     look = scene.look(
         CorrectedViews(poses, start[:, 6:].reshape(2, 2, 3), start[:, :6]), pairs, scene.pixels, scene.chosen
@@ -96,6 +95,54 @@ def test_normal_equations_are_the_derivatives():
     assert torch.allclose(normal[0].double(), want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
     gradient = jacobian.T @ (weights * residuals(start).double())
     assert torch.allclose(right[0].double(), gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
+
+def test_maps_between_pixels_are_bilinear():
+    """Against torch's own sampler, the border continued; slopes are central differences."""
+    log_depth, usable = torch.rand(2, 6, 9), torch.rand(2, 6, 9) > 0.3
+    maps = ViewMaps(log_depth, usable)
+    pixels = torch.rand(3, 50, 2) * torch.tensor([11.0, 8.0]) - 1
+    views = torch.tensor([1, 0, 1])
+    by_y, by_x = torch.gradient(log_depth, dim=(1, 2))
+    stacked = torch.stack([log_depth, by_x, by_y, usable.float()], dim=1)[views]
+    grid = pixels / torch.tensor([9.0, 6.0]) * 2 - 1
+    want = torch.nn.functional.grid_sample(stacked, grid[:, :, None], padding_mode="border", align_corners=False)
+    found = maps.between_pixels(views, pixels)[..., [3, 7, 11, 12]]
+    assert torch.allclose(found, want[..., 0].transpose(1, 2), atol=1e-5)
+    centres = torch.tensor([[[0.5, 0.5], [8.5, 5.5]]])
+    assert torch.equal(maps.at_pixels(torch.tensor([1]), centres)[0, :, 3], log_depth[1, [0, 5], [0, 8]])
+
+
+def test_many_views_are_solved_as_few_are():
+    """Conjugate gradients on the blocks of pairs against the full matrix, with unknowns that are held at zero."""
+    torch.manual_seed(0)
+    views, size = 7, 5
+    pairs = torch.tensor([(i, j) for i in range(views) for j in range(views) if 0 < abs(i - j) < 3])
+    jacobians = torch.randn(len(pairs), 12, 2 * size, dtype=torch.float64)
+    blocks, vectors = jacobians.transpose(1, 2) @ jacobians, torch.randn(len(pairs), 2 * size, dtype=torch.float64)
+    free = torch.ones(views, size, dtype=torch.bool)
+    free[2, :3] = False
+    pull = torch.randn(views, size, dtype=torch.float64)
+    equations = PairEquations(pairs, blocks, vectors, torch.rand(size, dtype=torch.float64) + 0.1, pull, free)
+    dense = equations.solve()
+    right = pull.clone()
+    for (i, j), vector in zip(pairs.tolist(), vectors):
+        right[i] += vector[:size]
+        right[j] += vector[size:]
+    iterated = equations._conjugate_gradients(-right * free)
+    assert torch.allclose(dense, iterated, rtol=1e-6, atol=1e-9) and bool((iterated[2, :3] == 0).all())
+
+
+def test_candidates_are_few_and_see_the_same():
+    """Of 12 views on an arc, at most 4 candidates each; a view turned away is nobody's; few views are all compared."""
+    views, truth = make_scenes(1, 12, 28, 42, seed=26, arc=60)
+    turned = disturb(truth, Disturbance(one_view=180.0), seed=0)
+    scene = module._Scene(turned, views.images, ConsensusConfig(candidates=4), None)
+    state = CorrectedViews(turned.cameras.camera_to_world[0].double(), torch.zeros(12, 4, 5), torch.zeros(12, 6))
+    pairs = scene._candidates(state)
+    assert torch.bincount(pairs[:, 0], minlength=12).max() <= 4 and len(pairs) >= 11 * 3
+    assert 6 not in pairs[:, 1]
+    assert len(module._Scene(turned, views.images, ConsensusConfig(), None)._candidates(state)) == 12 * 11
 
 
 def test_consensus_brings_poses_and_depth_back():
@@ -225,6 +272,24 @@ def test_fusion_beats_laying_views_side_by_side(given):
     assert fused.means.shape[1] < 0.55 * beside.means.shape[1]
     dropped = sum(value for name, value in counts.items() if name.startswith("dropped"))
     assert counts["gaussians"] + dropped == counts["pixels"]
+
+
+def test_only_gaussians_in_sight_are_drawn_and_the_picture_is_the_same():
+    """Left out are those behind the camera and beside the picture, never one whose rim shows; non-square, turned."""
+    torch.manual_seed(1)
+    cameras = random_cameras(views=1, height=30, width=44, seed=8)
+    count = 4000
+    gaussians = Gaussians(
+        means=torch.randn(1, count, 3) * 6,
+        quats=torch.randn(1, count, 4),
+        scales=torch.rand(1, count, 3) * 0.5,
+        opacities=torch.rand(1, count),
+        sh=torch.randn(1, count, 1, 3),
+    )
+    seen = in_sight(gaussians, cameras)
+    assert 0.05 * count < len(seen) < 0.7 * count
+    everything, some = render(gaussians, cameras), render(gaussians.select(seen), cameras)
+    assert torch.equal(everything.color, some.color) and torch.equal(everything.alpha, some.alpha)
 
 
 def test_masks_sky_confidence_and_edges_choose_pixels():

@@ -6,12 +6,15 @@ Its three smallest parts are timm's in all but the import, which brings torchvis
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
 ROPE_BASE = 100.0
 TOKENS_PER_CHUNK = 1536  # of the MLP, in inference
+TOKENS_PER_PIECE = 8192  # and of everything else in a block but what all tokens look at
 
 
 class Attention(nn.Module):
@@ -27,11 +30,28 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:
         """Tokens (B,N,D) to the same; `mask` (N,N) bool says which column a row may look at."""
-        batch, count, dim = tokens.shape
         query, key, value = self.project(tokens, rotary)
         query, key = query.to(value.dtype), key.to(value.dtype)  # LayerNorm answers in float32 under autocast
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
+        return self.proj(_joined(scaled_dot_product_attention(query, key, value, attn_mask=mask)))
+
+    def across_pieces(
+        self, pieces: Sequence[Tensor], norm: nn.Module, rotary: Rotary | None, mask: Tensor | None
+    ) -> Iterator[Tensor]:
+        """`forward` of the normalised pieces (B,n,D) of one sequence, piece by piece: of the whole sequence only
+        queries, keys, values and what they mix to are held."""
+        total, start, held = sum(piece.shape[1] for piece in pieces), 0, None
+        for piece in pieces:
+            parts = self.project(norm(piece), rotary)
+            if held is None:
+                batch, heads, _, width = parts[2].shape
+                held = [parts[2].new_empty(batch, heads, total, width) for _ in parts]
+            for whole, part in zip(held, parts):
+                whole[:, :, start : start + piece.shape[1]] = part
+            start += piece.shape[1]
+        mixed = scaled_dot_product_attention(*held, attn_mask=mask)
+        del held
+        for part in mixed.split([piece.shape[1] for piece in pieces], dim=2):
+            yield self.proj(_joined(part))
 
     def project(self, tokens: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys as they are compared, and values, each (B,heads,N,D/heads)."""
@@ -42,6 +62,11 @@ class Attention(nn.Module):
         if rotary is not None:
             query, key = rotary.rotate(query), rotary.rotate(key)
         return query, key, value
+
+
+def _joined(mixed: Tensor) -> Tensor:
+    """(B,heads,N,D/heads) -> (B,N,D)."""
+    return mixed.transpose(1, 2).flatten(2)
 
 
 class Mlp(nn.Module):
@@ -95,13 +120,35 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:  # (B,N,D)
         # Product and sum are rounded one after the other, as in the official code: with a fused addcmul, Giant's forty
         # blocks drift apart from it by a fifth more.
-        tokens = tokens + self.attn(self.norm1(tokens), rotary, mask) * self.ls1.gamma
         if torch.is_grad_enabled():
+            tokens = tokens + self.attn(self.norm1(tokens), rotary, mask) * self.ls1.gamma
             return tokens + self.mlp(self.norm2(tokens)) * self.ls2.gamma
+        tokens = self._attended(tokens, rotary, mask)
         # Without gradients a few tokens at a time, in place: the wide layer stays in cache and asks for no new pages.
         for part in tokens.flatten(0, 1).split(TOKENS_PER_CHUNK):
             part.add_(self.mlp(self.norm2(part)).mul_(self.ls2.gamma))
         return tokens
+
+    def _attended(self, tokens: Tensor, rotary: Rotary | None, mask: Tensor | None) -> Tensor:
+        """tokens (B,N,D) + attention as a new tensor, piece by piece: short sequences some at a time, a long one by
+        its tokens, whole views of them where the rotary embedding counts in views."""
+        batch, count, dim = tokens.shape
+        answer = tokens.new_empty(tokens.shape, dtype=torch.promote_types(tokens.dtype, self.ls1.gamma.dtype))
+        if count <= TOKENS_PER_PIECE:
+            sequences = max(1, TOKENS_PER_PIECE // count)
+            for part, room in zip(tokens.split(sequences), answer.split(sequences)):
+                torch.add(part, self.attn(self.norm1(part), rotary, mask) * self.ls1.gamma, out=room)
+            return answer
+        if rotary is not None and rotary.stride is None:  # one view of many tokens, each at its own position
+            return tokens + self.attn(self.norm1(tokens), rotary, mask) * self.ls1.gamma
+        unit = 1 if rotary is None else rotary.stride
+        pieces = tokens.split(max(1, TOKENS_PER_PIECE // unit) * unit, dim=1)
+        start = 0
+        for piece, mixed in zip(pieces, self.attn.across_pieces(pieces, self.norm1, rotary, mask)):
+            stop = start + piece.shape[1]
+            answer[:, start:stop] = piece + mixed * self.ls1.gamma
+            start = stop
+        return answer
 
 
 class Rotary:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from da3_splat.backbone.camera import CameraDecoder, CameraEncoder
 from da3_splat.backbone.dpt import DualDPT, MonocularHead
-from da3_splat.backbone.vision_transformer import VisionTransformer
+from da3_splat.backbone.vision_transformer import Storage, VisionTransformer, in_memory
 from da3_splat.geometry.poses import cameras_from_rays, decode_cameras
 from da3_splat.types import SKY_THRESHOLD, Cameras, Geometry, RayMap
 
 METRIC_FOCAL = 300.0  # the metric model's canonical focal length in pixels (section 4.4)
+METRIC_VIEWS = 8  # that the metric branch of a nested model sees at a time
 VIEWS_PER_CHUNK = {"cpu": 2, "cuda": 8}  # the heads run on so many views at a time, which bounds their memory
 
 
@@ -89,6 +90,7 @@ class DepthAnything3(nn.Module):
         reference_view: str | int = "saddle_balanced",
         extra_layers: tuple[int, ...] = (),
         queries: int = 0,
+        storage: Storage = in_memory,
     ) -> Features:
         """Run the transformer once; the heads of this network and others decode from its features.
 
@@ -100,7 +102,7 @@ class DepthAnything3(nn.Module):
             if self.cam_enc is None:
                 raise ValueError("cameras: expected None, this model takes no cameras")
             tokens = self.cam_enc(cameras)
-        answer = self.backbone(self.normalise(images), tokens, reference_view, extra_layers, queries)
+        answer = self.backbone(images, tokens, reference_view, extra_layers, queries, self.normalise, storage)
         return Features(*answer, *images.shape[-2:])
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -136,8 +138,9 @@ class DepthAnything3(nn.Module):
     def maps(self, features: Features, rays: bool = False) -> dict[str, Tensor]:
         """What the dense head says (B,S,...), by its names: depth as it is, without the sky fill of `decode`."""
         return run_in_chunks(
-            lambda taps: self.head([tap.to(self.head_dtype) for tap in taps], features.height, features.width, rays),
+            lambda taps: self.head([tap.to(self._head_weight) for tap in taps], features.height, features.width, rays),
             features.taps,
+            self._head_weight.device,
         )
 
     def _head_precision(self, features: Features):
@@ -151,11 +154,12 @@ class DepthAnything3(nn.Module):
 
     def camera_encoding(self, features: Features) -> Tensor:
         """The camera head's raw answer (B,S,9): translation, quaternion xyzw, field of view (y, x)."""
-        return self.cam_dec(features.camera_tokens.to(self.head_dtype)).float()
+        return self.cam_dec(features.camera_tokens.to(self._head_weight)).float()
 
     @property
-    def head_dtype(self) -> torch.dtype:
-        return self.head.scratch.output_conv1.weight.dtype
+    def _head_weight(self) -> Tensor:
+        """Whose device and dtype the heads take."""
+        return self.head.scratch.output_conv1.weight
 
 
 class NestedDepthAnything3(nn.Module):
@@ -183,12 +187,12 @@ class NestedDepthAnything3(nn.Module):
 
     def to_metres(self, geometry: Geometry, images: Tensor) -> Geometry:
         """Scale `geometry` of the any-view branch (B,S) so that it fits the metric branch's depth of `images`."""
-        metric = self.da3_metric(images)
-        metric_depth = metres(metric.depth, geometry.cameras)
-        scales = [
-            _metric_scale(*item) for item in zip(geometry.depth, geometry.confidence, metric_depth, metric.sky_mask)
-        ]
-        return scale_to_metres(geometry, torch.stack(scales), metric.sky)
+        # Views do not look at each other here; only sky pixels, which the scale leaves out, depend on the rest.
+        pieces = [self.da3_metric(piece) for piece in images.split(METRIC_VIEWS, dim=1)]
+        metric_depth = metres(torch.cat([piece.depth for piece in pieces], dim=1), geometry.cameras)
+        sky = torch.cat([piece.sky for piece in pieces], dim=1)
+        found = zip(geometry.depth, geometry.confidence, metric_depth, sky >= SKY_THRESHOLD)
+        return scale_to_metres(geometry, torch.stack([_metric_scale(*item) for item in found]), sky)
 
 
 def metres(depth: Tensor, cameras: Cameras) -> Tensor:
@@ -256,11 +260,21 @@ def views_per_chunk(device: torch.device) -> int:
     return VIEWS_PER_CHUNK.get(device.type, VIEWS_PER_CHUNK["cuda"])
 
 
-def run_in_chunks(head, taps: list[Tensor]) -> dict[str, Tensor]:
+def run_in_chunks(head, taps: list[Tensor], device: torch.device | None = None) -> dict[str, Tensor]:
     """Call `head` on a few views of taps 4 x (B,S,P,D) at a time; its maps (N,...) come back as (B,S,...)."""
     batch, views = taps[0].shape[:2]
-    size = views_per_chunk(taps[0].device)
+    size = views_per_chunk(device or taps[0].device)
     flat = [tap.flatten(0, 1) for tap in taps]
-    parts = [head([tap[start : start + size] for tap in flat]) for start in range(0, batch * views, size)]
-    joined = parts[0] if len(parts) == 1 else {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    starts = range(0, batch * views, size)
+    parts = (head([tap[start : start + size] for tap in flat]) for start in starts)
+    if torch.is_grad_enabled():
+        parts = list(parts)
+        joined = parts[0] if len(parts) == 1 else {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    else:
+        joined = {}
+        for start, part in zip(starts, parts):
+            for name, values in part.items():
+                if name not in joined:
+                    joined[name] = values.new_empty(batch * views, *values.shape[1:])
+                joined[name][start : start + size] = values
     return {k: v.unflatten(0, (batch, views)) for k, v in joined.items()}

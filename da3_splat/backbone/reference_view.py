@@ -38,15 +38,16 @@ def select_reference_view(class_tokens: Tensor, strategy: str | int) -> Tensor:
 
 def move_to_front(x: Tensor, index: Tensor) -> Tensor:
     """Views (B,S,...) with view `index` (B,) first and the others in their order."""
-    return _permute_views(x, _front_order(index, x.shape[1]))
+    return _permute_views(x, front_order(index, x.shape[1]))
 
 
 def restore_order(x: Tensor, index: Tensor | None) -> Tensor:
     """Undo `move_to_front`; None means the views were never moved."""
-    return x if index is None else _permute_views(x, _front_order(index, x.shape[1]).argsort(dim=1))
+    return x if index is None else _permute_views(x, front_order(index, x.shape[1]).argsort(dim=1))
 
 
-def _front_order(index: Tensor, views: int) -> Tensor:
+def front_order(index: Tensor, views: int) -> Tensor:
+    """(B,S): which view stands where after `move_to_front`."""
     position = torch.arange(views, device=index.device).expand(index.shape[0], -1)
     return torch.where(position == index[:, None], -1, position).argsort(dim=1)
 

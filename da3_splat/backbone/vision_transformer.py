@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -11,10 +12,17 @@ from torch.nn.functional import interpolate
 from torch.utils.checkpoint import checkpoint
 
 from da3_splat.backbone.attention import Block, Rotary
-from da3_splat.backbone.reference_view import move_to_front, restore_order, select_reference_view
+from da3_splat.backbone.reference_view import front_order, move_to_front, restore_order, select_reference_view
 
 PATCH = 14
 TRAINED_GRID = 37  # the released position embedding is 37 x 37 patches (518 pixels)
+VIEWS_PER_PIECE = 16  # are embedded, and written as features, at a time
+Storage = Callable[[tuple[int, ...], Tensor], Tensor]
+
+
+def in_memory(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Room for features of a shape, on the device and in the dtype of `like`."""
+    return like.new_empty(shape)
 
 
 class PatchEmbed(nn.Module):
@@ -75,17 +83,24 @@ class VisionTransformer(nn.Module):
         reference_view: str | int = "saddle_balanced",
         extra_layers: tuple[int, ...] = (),
         queries: int = 0,
+        normalise: Callable[[Tensor], Tensor] = lambda images: images,
+        storage: Storage = in_memory,
     ) -> tuple[list[Tensor], Tensor, dict[int, Tensor], Tensor]:
         """Tapped patch features, camera tokens of the last tap, normalised tokens of `extra_layers`, reference views.
 
-        images (B,S,3,H,W), ImageNet-normalised, H and W multiples of 14. camera_tokens (B,S,dim) replace the learned
-        ones; NaN rows stand for views whose camera is not known, which get the learned token of a source view. The last
+        images (B,S,3,H,W), ImageNet-normalised (by `normalise`, some at a time), H and W multiples of 14.
+        camera_tokens (B,S,dim) replace the learned ones; NaN rows stand for views whose camera is not known, which get
+        the learned token of a source view. The last
         `queries` views look at the others, and nobody at them: the answer for the others is what it is without them.
+        Without gradients the tapped features are written once, into what `storage` gives.
         Returns [(B,S,P,D)] in the order of the input views, (B,S,D), {layer: (B,S,P,dim)} and the reference views (B).
         """
         batch, views, _, height, width = images.shape
         rows, columns = height // PATCH, width // PATCH
-        tokens = self._embed(images)
+        if height % PATCH or width % PATCH:
+            raise ValueError(f"images: expected height and width in multiples of {PATCH}, got {height}x{width}")
+        pieces = images.split(VIEWS_PER_PIECE, dim=1)
+        tokens = torch.cat([self._embed(normalise(piece)) for piece in pieces], dim=1)
         order = None
         local_tokens = tokens
         features, extra = [], {}
@@ -108,7 +123,7 @@ class VisionTransformer(nn.Module):
                 tokens = rearrange(self._run(block, single, rotary), "(b s) n d -> b s n d", b=batch)
                 local_tokens = tokens
             if index in self.taps:
-                features.append(restore_order(self._tap(local_tokens, tokens), order))
+                features.append(self._tap(local_tokens, tokens, order, storage))
             if index in extra_layers:
                 extra[index] = restore_order(self.norm(tokens)[:, :, 1:], order)
         camera = tokens[:, :, 0]
@@ -131,8 +146,6 @@ class VisionTransformer(nn.Module):
 
     def _embed(self, images: Tensor) -> Tensor:
         batch, views, _, height, width = images.shape
-        if height % PATCH or width % PATCH:
-            raise ValueError(f"images: expected height and width in multiples of {PATCH}, got {height}x{width}")
         patches = rearrange(self.patch_embed(images.flatten(0, 1)), "(b s) n d -> b s n d", b=batch)
         position = self.position_embedding(height // PATCH, width // PATCH)
         class_token = (self.cls_token + position[:, :1]).expand(batch, views, 1, -1).to(patches.dtype)
@@ -161,7 +174,23 @@ class VisionTransformer(nn.Module):
             learned = torch.where(unknown, source, given.nan_to_num())
         return learned[:, :, None].to(tokens.dtype)
 
-    def _tap(self, local_tokens: Tensor, tokens: Tensor) -> Tensor:
+    def _tap(self, local_tokens: Tensor, tokens: Tensor, order: Tensor | None, storage: Storage) -> Tensor:
+        """(B,S,P,D) of the patches, in the order of the input views."""
+        if torch.is_grad_enabled():
+            return restore_order(self._tapped(local_tokens, tokens), order)
+        batch, views, count, dim = tokens.shape
+        dim = dim if self.alternate_from is None else 2 * dim
+        features = storage((batch, views, count - 1, dim), tokens)
+        item = torch.arange(batch, device=tokens.device)[:, None]
+        places = torch.arange(views, device=tokens.device).expand(batch, -1)
+        places = places if order is None else front_order(order, views)
+        for piece in torch.arange(views).split(VIEWS_PER_PIECE):
+            few = slice(int(piece[0]), int(piece[-1]) + 1)
+            answer = self._tapped(local_tokens[:, few], tokens[:, few])
+            features[item.to(features.device), places[:, few].to(features.device)] = answer.to(features)
+        return features
+
+    def _tapped(self, local_tokens: Tensor, tokens: Tensor) -> Tensor:
         normalised = self.norm(tokens[:, :, 1:])
         if self.alternate_from is None:
             return normalised

@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
 
-from da3_splat.fusion.two_views import CorrectedViews, Look
-from da3_splat.geometry.surfaces import steep
+from da3_splat.fusion.pair_equations import PairEquations
+from da3_splat.fusion.two_views import CorrectedViews, Look, ViewMaps
+from da3_splat.geometry.projection import inverse_intrinsics
+from da3_splat.geometry.surfaces import in_pieces, steep
 from da3_splat.types import Cameras, Geometry, RayMap
 
 AGREES = 0.05  # of depth
+SIGHTED = 64  # pixels of a view by which it is guessed who sees the same
+PAIRS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class ConsensusConfig:
     grid: tuple[int, int] = (4, 5)  # of log depth factors
     samples: int = 1500  # pixels of each view
     neighbours: int = 6
+    candidates: int = 40  # views that each is compared with to find these
     rotation_prior: float = 1.0
     translation_prior: float = 0.02
     depth_prior: float = 0.03
@@ -103,6 +107,7 @@ class _Scene:
         self.geometry, self.images, self.config = geometry, images[0], config
         self.views, self.height, self.width = geometry.depth.shape[1:]
         self.intrinsics = geometry.cameras.resized(self.height, self.width).intrinsics[0].float()
+        self.inverse_intrinsics = inverse_intrinsics(self.intrinsics)
         depth = geometry.depth[0].float()
         valid = depth.isfinite() & (depth > 0)
         if geometry.sky is not None:
@@ -110,20 +115,18 @@ class _Scene:
         if usable is not None:
             valid &= usable[0]
         self.unit = float(depth[valid].median()) if bool(valid.any()) else 1.0  # of length
-        self.log_depth = torch.where(valid, depth.clamp_min(1e-12).log(), depth.new_zeros(()))
+        log_depth = torch.where(valid, depth.clamp_min(1e-12).log(), depth.new_zeros(()))
         # A pixel beside a jump of depth says nothing that its neighbour would not deny.
-        self.usable = valid & ~steep(torch.where(valid, depth, torch.ones_like(depth))[None], 0.05)[0]
+        beside = in_pieces(lambda depth, valid: steep(depth.where(valid, 1.0), 0.05), depth[None], valid[None])
+        self.usable = valid & ~beside[0]
+        self.maps = ViewMaps(log_depth, self.usable)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.pixels, self.chosen = self._sample(config.samples)
         self.spare_pixels, self.spare_chosen = self._sample(config.samples // 2)
         self.blur(0.75)
 
     def blur(self, sigma: float) -> None:
-        self.colors = _gaussian_blur(self.images.float(), sigma)
-        dx, dy = _central(self.colors, 3), _central(self.colors, 2)
-        lx, ly = _central(self.log_depth[:, None], 3), _central(self.log_depth[:, None], 2)
-        # Colours, their slopes, log depth, its slopes, and whether it is usable: one lookup finds them all.
-        self.maps = torch.cat([self.colors, dx, dy, self.log_depth[:, None], lx, ly, self.usable[:, None].float()], 1)
+        self.maps.blur(self.images, sigma)
 
     def _sample(self, count: int) -> tuple[Tensor, Tensor]:
         """Pixel centres (S,N,2) drawn at random, and whether they can be used (S,N)."""
@@ -135,18 +138,50 @@ class _Scene:
 
     def neighbours(self, state: CorrectedViews) -> Tensor:
         """Ordered pairs (P,2) of views that see much of the same: for each view some near and some far ones."""
-        pairs = torch.tensor([(i, j) for i in range(self.views) for j in range(self.views) if i != j])
-        overlap = torch.zeros(self.views, self.views)
-        for chunk in pairs.split(64):
-            look = self.look(state, chunk, self.spare_pixels[:, ::4], self.spare_chosen[:, ::4])
-            overlap[chunk[:, 0], chunk[:, 1]] = (look.weight * (look.depth_residual.abs() < 0.1)).mean(dim=1).cpu()
+        candidates = self._candidates(state)
+        overlap = torch.zeros(len(candidates))
+        for start in range(0, len(candidates), 64):
+            look = self.look(
+                state, candidates[start : start + 64], self.spare_pixels[:, ::4], self.spare_chosen[:, ::4]
+            )
+            near = look.weight * (look.depth_residual.abs() < 0.1)
+            overlap[start : start + 64] = near.mean(dim=1).cpu()
         chosen = []
         for view in range(self.views):
-            ranked = [j for j in overlap[view].argsort(descending=True).tolist() if overlap[view, j] > 0.15]
-            count = min(len(ranked), self.config.neighbours)
-            picks = {ranked[round(k * (len(ranked) - 1) / max(1, count - 1))] for k in range(count)}
-            chosen += [(view, j) for j in sorted(picks)]
-        return torch.tensor(chosen, dtype=torch.long).reshape(-1, 2)
+            of_view = torch.nonzero((candidates[:, 0] == view) & (overlap > 0.15))[:, 0]
+            ranked = candidates[of_view[overlap[of_view].argsort(descending=True, stable=True)], 1].tolist()
+            chosen += [(view, j) for j in _spread(ranked, self.config.neighbours)]
+        pairs = torch.tensor(sorted(chosen, key=lambda pair: pair[::-1]), dtype=torch.long)
+        return pairs.reshape(-1, 2)
+
+    def _candidates(self, state: CorrectedViews) -> Tensor:
+        """Ordered pairs (P,2) that may see much of the same, by the second: of few views all, of many those
+        `config.candidates` of each, near and far, whose cameras have some points of it in their pictures."""
+        chosen = []
+        everyone = list(range(self.views))
+        world_to_camera = torch.linalg.inv(state.camera_to_world).float()
+        for view in everyone:
+            others = everyone
+            if self.views > self.config.candidates + 1:
+                shares = self._in_sight(view, state.camera_to_world[view].float(), world_to_camera)
+                ranked = shares.argsort(descending=True, stable=True).tolist()
+                others = [j for j in ranked if j != view and shares[j] > 0.15]
+                others = _spread(others, self.config.candidates)
+            chosen += [(view, j) for j in others if j != view]
+        pairs = torch.tensor(sorted(chosen, key=lambda pair: pair[::-1]), dtype=torch.long)
+        return pairs.reshape(-1, 2)
+
+    def _in_sight(self, view: int, camera_to_world: Tensor, world_to_camera: Tensor) -> Tensor:
+        """(S): which share of some points of a view lies within the picture of each, whatever may hide them."""
+        pixels, counts = self.spare_pixels[view, :SIGHTED], self.spare_chosen[view, :SIGHTED]
+        depth = self.maps.at_pixels(torch.tensor([view], device=pixels.device), pixels[None])[0, :, 3].exp()
+        rays = torch.cat([pixels, torch.ones_like(pixels[:, :1])], dim=1) @ self.inverse_intrinsics[view].T
+        points = (depth[:, None] * rays) @ camera_to_world[:3, :3].T + camera_to_world[:3, 3]
+        there = points @ world_to_camera[:, :3, :3].transpose(1, 2) + world_to_camera[:, None, :3, 3]
+        seen = there @ self.intrinsics.transpose(1, 2)
+        z = seen[..., 2:].clamp_min(1e-6 * self.unit)
+        inside = (seen[..., :2] > 0) & (seen[..., :2] < z * seen.new_tensor([self.width, self.height]))
+        return (inside.all(dim=-1) & (there[..., 2] > 0) & counts).float().mean(dim=1).cpu()
 
     def adapt(self, disagreement: float) -> None:
         """Allow for larger corrections where views disagree by more than a good network's do."""
@@ -175,26 +210,14 @@ class _Scene:
     def step(self, state: CorrectedViews, pairs: Tensor, fixed: Tensor) -> CorrectedViews:
         """One damped Gauss-Newton step over all pairs."""
         config, rows = self.config, self.config.grid[0] * self.config.grid[1]
-        size = 6 + rows
-        normal = torch.zeros(self.views, size, self.views, size, dtype=torch.float64)
-        right = torch.zeros(self.views, size, dtype=torch.float64)
-        looks = [self.look(state, chunk, self.pixels, self.chosen) for chunk in pairs.split(16)]
-        near = torch.cat([(look.weight > 0) & (look.depth_residual.abs() < config.gate) for look in looks]).flatten()
-        if not bool(near.any()):
+        scales = self._scales(state, pairs)
+        if scales is None:
             return state
-        color_scale = torch.cat([look.color_residual.norm(dim=-1).flatten() for look in looks])[near].median()
-        depth_scale = torch.cat([look.depth_residual.abs().flatten() for look in looks])[near].median()
-        color_scale, depth_scale = color_scale.clamp_min(0.01), depth_scale.clamp(0.002, 0.05)
-        for look in looks:
-            blocks, vectors = look.normal_equations(float(color_scale), float(depth_scale))
-            blocks, vectors = blocks.double().cpu() / config.redundancy, vectors.double().cpu() / config.redundancy
-            for (i, j), block, vector in zip(look.pairs.tolist(), blocks, vectors):
-                normal[i, :, i] += block[:size, :size]
-                normal[i, :, j] += block[:size, size:]
-                normal[j, :, i] += block[size:, :size]
-                normal[j, :, j] += block[size:, size:]
-                right[i] += vector[:size]
-                right[j] += vector[size:]
+        blocks, vectors = [], []
+        for chunk in pairs.split(PAIRS_AT_A_TIME):
+            found = self.look(state, chunk, self.pixels, self.chosen).normal_equations(*scales)
+            blocks.append(found[0].double().cpu() / config.redundancy)
+            vectors.append(found[1].double().cpu() / config.redundancy)
         prior = torch.cat(
             [
                 torch.full((3,), (config.translation_prior * self.unit) ** -2),
@@ -203,22 +226,29 @@ class _Scene:
             ]
         ).double()
         so_far = torch.cat([state.twists, state.factors.flatten(1)], dim=1).cpu()
-        flat = normal.reshape(self.views * size, self.views * size)
-        flat.diagonal().add_(prior.repeat(self.views))
-        right = (right + prior * so_far).flatten()
-        free = torch.ones(self.views, size, dtype=torch.bool)
+        free = torch.ones(self.views, 6 + rows, dtype=torch.bool)
         free[fixed.cpu(), :6] = False
-        index = torch.nonzero(free.flatten())[:, 0]
-        solution = torch.zeros_like(right)
-        factor = torch.linalg.cholesky(flat[index][:, index])
-        solution[index] = -torch.cholesky_solve(right[index, None], factor)[:, 0]
-        solution = solution.reshape(self.views, size).to(state.twists)
+        equations = PairEquations(pairs, torch.cat(blocks), torch.cat(vectors), prior, prior * so_far, free)
+        solution = equations.solve().to(state.twists)
         twists, factors = solution[:, :6], solution[:, 6:].reshape(state.factors.shape)
         return CorrectedViews(
             state.camera_to_world @ torch.linalg.matrix_exp(_twist_matrix(twists)),
             state.factors + factors,
             state.twists + twists,
         )
+
+    def _scales(self, state: CorrectedViews, pairs: Tensor) -> tuple[float, float] | None:
+        """Median residuals of colour and of depth within the gate; None where no pair sees anything twice."""
+        color, depth = [], []
+        for chunk in pairs.split(PAIRS_AT_A_TIME):
+            look = self.look(state, chunk, self.pixels, self.chosen)
+            near = (look.weight > 0) & (look.depth_residual.abs() < self.config.gate)
+            color.append(look.color_residual.norm(dim=-1)[near])
+            depth.append(look.depth_residual.abs()[near])
+        if not any(len(part) for part in color):
+            return None
+        color, depth = torch.cat(color).median(), torch.cat(depth).median()
+        return float(color.clamp_min(0.01)), float(depth.clamp(0.002, 0.05))
 
     def corrected(self, state: CorrectedViews, fixed: Tensor) -> Geometry:
         """The geometry with the corrections applied."""
@@ -230,6 +260,12 @@ class _Scene:
         )[:, 0].exp()
         rays = _following_rays(self.geometry.ray_map, self.geometry.cameras, cameras)
         return replace(self.geometry, depth=self.geometry.depth * factor[None], cameras=cameras, ray_map=rays)
+
+
+def _spread(ranked: list[int], count: int) -> list[int]:
+    """At most `count` of a ranking, evenly spread over it, in order of their numbers."""
+    count = min(len(ranked), count)
+    return sorted({ranked[round(k * (len(ranked) - 1) / max(1, count - 1))] for k in range(count)})
 
 
 def _following_rays(rays: RayMap | None, before: Cameras, after: Cameras) -> RayMap | None:
@@ -250,19 +286,3 @@ def _twist_matrix(twists: Tensor) -> Tensor:
     matrix[:, 1, 0], matrix[:, 2, 0], matrix[:, 2, 1] = z, -y, x
     matrix[:, :3, 3] = twists[:, :3]
     return matrix
-
-
-def _central(maps: Tensor, axis: int) -> Tensor:
-    """Central differences of maps (S,C,H,W) along an axis, per pixel."""
-    return torch.gradient(maps, dim=axis)[0]
-
-
-def _gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    """Pictures (S,C,H,W) blurred by a Gaussian of `sigma` pixels."""
-    radius = max(1, round(3 * sigma))
-    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=images.device) / sigma) ** 2)
-    taps = (taps / taps.sum()).to(images.dtype)
-    flat = images.flatten(0, 1)[:, None]
-    flat = conv2d(pad(flat, (radius, radius, 0, 0), mode="replicate"), taps[None, None, None])
-    flat = conv2d(pad(flat, (0, 0, radius, radius), mode="replicate"), taps[None, None, :, None])
-    return flat[:, 0].unflatten(0, images.shape[:2])

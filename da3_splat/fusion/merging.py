@@ -119,19 +119,25 @@ class SurfaceMaps:
             valid &= usable[0]
         depth = torch.where(valid, depth, torch.ones_like(depth))
         cameras = geometry.cameras.detach().resized(height, width)
-        area = pixel_areas(depth[None], cameras)[0]
-        if geometry.confidence is not None:
-            confidence = geometry.confidence[0].detach().clamp_min(1e-6)
-            area = area / (confidence / confidence.median()).pow(config.confidence_power)
-        area = area / depth[valid].median().square() if bool(valid.any()) else area  # the unit of length is arbitrary
+        confidence = None if geometry.confidence is None else geometry.confidence[0].detach().clamp_min(1e-6)
+        typical = None if confidence is None else confidence.median()
+        # The unit of length is arbitrary.
+        unit = depth[valid].median().square() if bool(valid.any()) else depth.new_ones(())
         step = torch.log(torch.tensor(config.area_step))
+        rank, smooth = torch.empty_like(depth), torch.empty_like(valid)
+        for view in range(len(depth)):  # areas take fifty bytes a pixel, of one view at a time
+            area = pixel_areas(depth[None, view : view + 1], cameras.select([view]))[0, 0]
+            if confidence is not None:
+                area = area / (confidence[view] / typical).pow(config.confidence_power)
+            rank[view] = ((area / unit).clamp_min(1e-30).log() / step).floor()
+            smooth[view] = valid[view] & ~steep(depth[None, view : view + 1], 0.05)[0, 0]
         centers = cameras.centers[0]
         return SurfaceMaps(
             depth=depth,
             log_depth=depth.log(),
             valid=valid,
-            rank=(area.clamp_min(1e-30).log() / step).floor(),
-            smooth=valid & ~steep(depth[None], 0.05)[0],
+            rank=rank,
+            smooth=smooth,
             cameras=cameras,
             order=torch.cdist(centers, centers).argsort(dim=1, stable=True),
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from da3_splat.rendering import render
+from da3_splat.rendering.sight import in_sight
 from da3_splat.spherical_harmonics import DC
 from da3_splat.types import Gaussians, Views
 
@@ -33,8 +34,9 @@ def recolor(
     for number in progress(range(passes * count)):
         if number % count == 0:
             missing = torch.zeros_like(seen)
-        spread, weight = _spread_back(gaussians, views.select([number % count]), weigh=number < count)
-        missing, seen = missing + spread, seen + weight
+        shown, spread, weight = _spread_back(gaussians, views.select([number % count]), weigh=number < count)
+        missing[:, shown] += spread
+        seen[:, shown] += weight
         if number % count == count - 1:
             constant = gaussians.sh[:, :, :1] + missing / DC**2 / (seen / DC + FLOOR)
             gaussians = replace(gaussians, sh=torch.cat([constant, gaussians.sh[:, :, 1:]], dim=2))
@@ -42,14 +44,17 @@ def recolor(
 
 
 @torch.enable_grad()
-def _spread_back(gaussians: Gaussians, view: Views, weigh: bool) -> tuple[Tensor, Tensor]:
-    """Gradients (1,N,1,3) of the drawn colour: along the residual of one view, and, if asked for, along one."""
-    constant = gaussians.sh[:, :, :1].detach().requires_grad_()
-    sh = torch.cat([constant, gaussians.sh[:, :, 1:].detach()], dim=2)
-    color = render(replace(gaussians.detach(), sh=sh), view.cameras).color
+def _spread_back(gaussians: Gaussians, view: Views, weigh: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Which Gaussians a view may see (M), and their gradients (1,M,1,3) of the drawn colour: along the residual of the
+    view, and, if asked for, along one."""
+    shown = in_sight(gaussians, view.cameras)
+    gaussians = gaussians.select(shown).detach()
+    constant = gaussians.sh[:, :, :1].requires_grad_()
+    sh = torch.cat([constant, gaussians.sh[:, :, 1:]], dim=2)
+    color = render(replace(gaussians, sh=sh), view.cameras).color
     counted = torch.ones_like(color) if view.masks is None else view.masks[:, :, None].expand_as(color).to(color)
     residual = (view.images - color).detach() * counted
     (spread,) = torch.autograd.grad(color, constant, grad_outputs=residual, retain_graph=weigh)
     if not weigh:
-        return spread, torch.zeros_like(spread)
-    return spread, torch.autograd.grad(color, constant, grad_outputs=counted)[0]
+        return shown, spread, torch.zeros_like(spread)
+    return shown, spread, torch.autograd.grad(color, constant, grad_outputs=counted)[0]

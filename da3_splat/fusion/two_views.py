@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch.nn.functional import conv2d, pad
 
 from da3_splat.geometry.projection import inverse_intrinsics
 
@@ -20,12 +20,49 @@ class CorrectedViews:
     twists: Tensor
 
 
+class ViewMaps:
+    """What all views show, 20 bytes a pixel: blurred colours, log depth, whether they count. Slopes are taken anew for
+    the views that are looked at, so that nothing of 13 channels is held for all of them."""
+
+    def __init__(self, log_depth: Tensor, usable: Tensor):
+        """log_depth (S,H,W), usable (S,H,W) bool; the colours come by `blur`."""
+        self.height, self.width = log_depth.shape[1:]
+        self.values = torch.cat([log_depth.new_zeros(*log_depth.shape, 3), log_depth[..., None]], dim=-1)
+        self.usable = usable
+
+    def blur(self, images: Tensor, sigma: float) -> None:
+        """Take the colours of images (S,3,H,W), blurred by `sigma` pixels."""
+        for view, image in enumerate(images):
+            self.values[view, ..., :3] = gaussian_blur(image[None].float(), sigma)[0].permute(1, 2, 0)
+
+    def at_pixels(self, views: Tensor, pixels: Tensor) -> Tensor:
+        """Colour and log depth (P,N,4) at pixel centres (P,N,2) of views (P)."""
+        column, row = pixels[..., 0].long(), pixels[..., 1].long()
+        return self.values.flatten(0, 2)[(views[:, None] * self.height + row) * self.width + column]
+
+    def between_pixels(self, views: Tensor, pixels: Tensor) -> Tensor:
+        """(P,N,13) at any pixels (P,N,2) of views (P), bilinear, the border continued: colour and log depth (4), their
+        slopes by x (4) and by y (4), whether it is usable."""
+        shown, index = views.unique(return_inverse=True)
+        values = self.values[shown]
+        by_y, by_x = torch.gradient(values, dim=(1, 2))
+        maps = torch.cat([values, by_x, by_y, self.usable[shown][..., None].to(values)], dim=-1).flatten(0, 2)
+        x = (pixels[..., 0] - 0.5).clamp(0, self.width - 1)
+        y = (pixels[..., 1] - 0.5).clamp(0, self.height - 1)
+        left, top = x.floor().clamp_max(max(0, self.width - 2)), y.floor().clamp_max(max(0, self.height - 2))
+        u, v = (x - left)[..., None], (y - top)[..., None]
+        corner = (index[:, None] * self.height + top.long()) * self.width + left.long()
+        right, down = min(1, self.width - 1), self.width * min(1, self.height - 1)
+        upper = torch.lerp(maps[corner], maps[corner + right], u)
+        return torch.lerp(upper, torch.lerp(maps[corner + down], maps[corner + down + right], u), v)
+
+
 class Look:
     """Pixels (P,N) of the first view of each pair as the second one sees them, and what that says."""
 
     def __init__(
         self,
-        maps: Tensor,
+        maps: ViewMaps,
         intrinsics: Tensor,
         unit: float,
         state: CorrectedViews,
@@ -33,15 +70,15 @@ class Look:
         pixels: Tensor,
         chosen: Tensor,
     ):
-        """maps (S,13,H,W) as `_Scene.blur` lays them out; pixels (S,N,2) and which of them count (S,N)."""
+        """Pixel centres (S,N,2) of every view, and which of them count (S,N)."""
         self.pairs = pairs
         first, second = pairs.to(pixels.device).unbind(1)
-        (height, width), grid = maps.shape[2:], state.factors.shape[1:]
+        height, width, grid = maps.height, maps.width, state.factors.shape[1:]
         pixels = pixels[first]
-        here = _lookup(maps, first, pixels, nearest=True)
+        here = maps.at_pixels(first, pixels)
         basis = _basis(pixels, height, width, grid)
         factors = state.factors.float()
-        log_depth = here[..., 9] + (basis * factors[first].flatten(1)[:, None]).sum(dim=-1)
+        log_depth = here[..., 3] + (basis * factors[first].flatten(1)[:, None]).sum(dim=-1)
         homogeneous = torch.cat([pixels, torch.ones_like(pixels[..., :1])], dim=-1)
         self.points = homogeneous @ inverse_intrinsics(intrinsics)[first].transpose(1, 2)
         self.points = self.points * log_depth.exp()[..., None]
@@ -57,15 +94,15 @@ class Look:
             ],
             dim=-1,
         )
-        found = _lookup(maps, second, seen)
+        found = maps.between_pixels(second, seen)
         inside = (seen > 0.5).all(dim=-1) & (seen[..., 0] < width - 0.5) & (seen[..., 1] < height - 0.5)
         usable = chosen[first] & inside & (self.there[..., 2] > 1e-3 * unit) & (found[..., 12] > 0.99)
         self.weight = usable.float()
         self.basis, self.basis_there = basis, _basis(seen, height, width, grid)
         self.color_residual = found[..., :3] - here[..., :3]
-        self.color_slopes = torch.stack([found[..., 3:6], found[..., 6:9]], dim=-1)  # (P,N,3,2)
-        self.depth_slopes = found[..., 10:12]
-        depth_there = found[..., 9] + (self.basis_there * factors[second].flatten(1)[:, None]).sum(dim=-1)
+        self.color_slopes = torch.stack([found[..., 4:7], found[..., 8:11]], dim=-1)  # (P,N,3,2)
+        self.depth_slopes = found[..., [7, 11]]
+        depth_there = found[..., 3] + (self.basis_there * factors[second].flatten(1)[:, None]).sum(dim=-1)
         self.depth_residual = z.log() - depth_there
         self.z = z
 
@@ -110,14 +147,15 @@ def _cross_rows(rows: Tensor, points: Tensor) -> Tensor:
     return torch.linalg.cross(rows, points[..., None, :].expand_as(rows), dim=-1)
 
 
-def _lookup(maps: Tensor, views: Tensor, pixels: Tensor, nearest: bool = False) -> Tensor:
-    """Values (P,N,C) of maps (S,C,H,W) at pixels (P,N,2) of the given views (P)."""
-    size = pixels.new_tensor([maps.shape[3], maps.shape[2]])
-    grid = (pixels / size * 2 - 1)[:, :, None]
-    found = grid_sample(
-        maps[views], grid, mode="nearest" if nearest else "bilinear", padding_mode="border", align_corners=False
-    )
-    return found[..., 0].transpose(1, 2)
+def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    """Pictures (S,C,H,W) blurred by a Gaussian of `sigma` pixels."""
+    radius = max(1, round(3 * sigma))
+    taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=images.device) / sigma) ** 2)
+    taps = (taps / taps.sum()).to(images.dtype)
+    flat = images.flatten(0, 1)[:, None]
+    flat = conv2d(pad(flat, (radius, radius, 0, 0), mode="replicate"), taps[None, None, None])
+    flat = conv2d(pad(flat, (0, 0, radius, radius), mode="replicate"), taps[None, None, :, None])
+    return flat[:, 0].unflatten(0, images.shape[:2])
 
 
 def _basis(pixels: Tensor, height: int, width: int, grid: tuple[int, int]) -> Tensor:

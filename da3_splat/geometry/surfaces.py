@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,12 @@ def surface_frames(depth: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
     frame = torch.where(flat[..., None], frame, upright)
     sizes = torch.where(flat, torch.cat([longest, shortest], dim=-1), pixel)
     return matrix_to_quaternion(frame), torch.minimum(sizes, MAX_STRETCH * pixel)
+
+
+def in_pieces(function: Callable[..., Tensor], *maps: Tensor, views: int = 8) -> Tensor:
+    """`function` of maps (B,S,...), each view's answer its own, taken a few views at a time: (B,S,...)."""
+    parts = [function(*few) for few in zip(*(values.split(views, dim=1) for values in maps))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def pixel_widths(depth: Tensor, cameras: Cameras) -> Tensor:

@@ -65,9 +65,7 @@ class PixelHead(DPT):
         parts, size = [], views_per_chunk(images.device)
         for start in range(0, batch * views, size):
             chunk = slice(start, start + size)
-            levels = self.pyramid(
-                [tap[chunk].to(self.scratch.output_conv1.weight.dtype) for tap in taps], height, width
-            )
+            levels = self.pyramid([tap[chunk].to(self.scratch.output_conv1.weight) for tap in taps], height, width)
             x = self.image_size_features(levels, height, width) + self.images_merger(_normalised(flat_images[chunk]))
             parts.append(self.scratch.output_conv2(self.with_uv(x, height, width)))
         return torch.cat(parts).permute(0, 2, 3, 1).unflatten(0, (batch, views))

@@ -118,14 +118,23 @@ def write_image(path: str | Path, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(beside)
 
 
-def color_of_depth(depth: np.ndarray) -> np.ndarray:
+def depth_limits(depth: np.ndarray, most: int = 4_000_000) -> tuple[float, float]:
+    """The 2nd and the 98th percentile of inverse depth (...), 0 (no depth) left out; of many values every n-th."""
+    values = depth.reshape(-1)
+    values = values[:: -(-values.size // most)]
+    values = 1 / values[np.isfinite(values) & (values > 0)]
+    return tuple(np.percentile(values, [2, 98])) if values.size else (0.0, 1.0)
+
+
+def color_of_depth(depth: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
     """(...,H,W) depth as colours (...,H,W,3) in [0,1]: near is yellow, far is dark blue, 0 (no depth) is black.
 
-    Inverse depth between its 2nd and 98th percentile is mapped, so that a far sky does not flatten the picture.
+    Inverse depth between its 2nd and 98th percentile is mapped, so that a far sky does not flatten the picture; or
+    between `limits`, where one view of many is coloured.
     """
     valid = np.isfinite(depth) & (depth > 0)
     inverse = np.where(valid, 1 / np.where(valid, depth, 1), 0)
-    low, high = np.percentile(inverse[valid], [2, 98]) if valid.any() else (0.0, 1.0)
+    low, high = limits or depth_limits(depth)
     position = ((inverse - low) / max(high - low, 1e-12)).clip(0, 1)
     stops = np.array([[0.05, 0.03, 0.35], [0.45, 0.05, 0.6], [0.8, 0.28, 0.47], [0.97, 0.6, 0.25], [0.95, 0.97, 0.35]])
     at = position * (len(stops) - 1)

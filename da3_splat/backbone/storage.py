@@ -1,0 +1,25 @@
+"""Where tapped features lie: see `in_memory` in vision_transformer.py for the usual place."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class FeatureFiles:
+    """Features in files under `folder`, mapped into memory: written once, and put aside by the system where memory is
+    short. The files have no names any more once they are mapped, so that they vanish with the features."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Room for features of `shape` on the CPU, in the dtype of `like`."""
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".features") as file:
+            values = torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=like.dtype)
+        return values.reshape(shape)

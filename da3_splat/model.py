@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from da3_splat.backbone.checkpoints import load_checkpoint, preset_of, resolve
 from da3_splat.backbone.interface import Backbone
-from da3_splat.backbone.network import NestedDepthAnything3, metres
+from da3_splat.backbone.network import Features, NestedDepthAnything3, metres
 from da3_splat.backbone.presets import NESTED, PRESETS, create_backbone
 from da3_splat.fusion.fuse import FusionConfig, Progress, agree, fuse
 from da3_splat.fusion.merging import merge_pixels
@@ -34,11 +34,13 @@ from da3_splat.geometry.user_frame import at_origin, camera_similarity, in_user_
 from da3_splat.heads.pixel import PixelHead
 from da3_splat.heads.plain import PlainHead
 from da3_splat.io.files import replacing
+from da3_splat.ranks import Workers
 from da3_splat.types import Cameras, Gaussians, Geometry, Scene, Views
 
 EMBEDDED = {"mini": Path(__file__).parent / "weights" / "mini.safetensors"}
 METADATA_KEY = "da3_splat"
 Watch = Callable[[int, Gaussians, Cameras], None]
+VIEWS_PER_PIECE = 16  # that the heads answer for at a time, and that processes share out
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,17 @@ class SplatConfig:
     sh_degree: int = 0
     head_features: int = 32
     head_channels: tuple[int, int, int, int] = (32, 64, 96, 192)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the network says of the views of one scene, in the frame of the scene and made to agree: all that fusion
+    needs. `gaussians_of_view(i)` lifts the pixels of view i."""
+
+    geometry: Geometry
+    features: Features
+    gaussians_of_view: Callable[[int], Gaussians]
+    report: dict[str, object]
 
 
 class Da3Splat(nn.Module):
@@ -88,6 +101,7 @@ class Da3Splat(nn.Module):
         lifting_rays: Literal["cameras", "predicted"] = "cameras",
         progress: Progress = lambda title: lambda items: items,
         watch: Watch = lambda view, gaussians, cameras: None,
+        workers: Workers = map,
         **options,
     ) -> Scene:
         """A scene (batch size 1) from posed or unposed views.
@@ -98,12 +112,38 @@ class Da3Splat(nn.Module):
         such a mixture). Unposed views have the reference camera at the origin. A monocular or metric model needs all
         cameras, or one picture whose EXIF tells its focal length. Then the views are made to agree, poses that were not
         given included, and their Gaussians are merged: `fusion` says how (NO_FUSION: not at all). `lifting_rays`
-        "predicted" places the Gaussians on the network's ray map instead of the rays of the cameras.
+        "predicted" places the Gaussians on the network's ray map instead of the rays of the cameras. `workers` share
+        out what is done view by view (ranks.py); `options` are those of the network's forward, and `storage` of the
+        features (backbone/storage.py).
 
         `watch(view, gaussians, cameras)` is given the Gaussians (1,H*W) of each view as they are laid, before they are
         merged, with the cameras (1,S) of all. `report` says where scale and poses came from, what was merged and
         dropped, and the times.
         """
+        seen = self.observe(views, reference_view, fusion, lifting_rays, workers, **options)
+        began = time.perf_counter()
+        views = views.to(seen.geometry.depth.device)
+
+        def gaussians_of_view(view: int) -> Gaussians:
+            gaussians = seen.gaussians_of_view(view)
+            watch(view, gaussians, seen.geometry.cameras)
+            return gaussians
+
+        gaussians, counts = fuse(seen.geometry, views, gaussians_of_view, fusion, progress, workers)
+        report = {**seen.report, **counts, "lifting_seconds": time.perf_counter() - began}
+        return Scene(geometry=seen.geometry, gaussians=gaussians, cameras=seen.geometry.cameras, report=report)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        views: Views,
+        reference_view: str | int = "saddle_balanced",
+        fusion: FusionConfig = FusionConfig(),
+        lifting_rays: Literal["cameras", "predicted"] = "cameras",
+        workers: Workers = map,
+        **options,
+    ) -> Observation:
+        """`reconstruct` up to fusion: geometry in the frame of the scene, made to agree, and how to lift each view."""
         if lifting_rays == "predicted" and (self.gs_head.rules != "exact" or not self.network.predicts_cameras):
             raise ValueError(f"reconstruct: the Gaussians of {self.config.preset} cannot be placed on predicted rays")
         if views.images.shape[0] != 1:
@@ -114,7 +154,7 @@ class Da3Splat(nn.Module):
         began = time.perf_counter()
         if self.network.predicts_cameras:
             options |= {"rays": True} if lifting_rays == "predicted" else {}
-            geometry, raw, features, report = self._posed_geometry(views, reference_view, options)
+            geometry, raw, features, report = self._posed_geometry(views, reference_view, options, workers)
         else:
             geometry, features, report = self._monocular_geometry(views)
             raw = geometry
@@ -124,26 +164,18 @@ class Da3Splat(nn.Module):
         geometry, agreement = agree(geometry, views, fixed, fusion)
         if unposed:
             geometry = at_origin(geometry, int(features.reference[0]))
-        agreed = time.perf_counter()
 
         def gaussians_of_view(view: int) -> Gaussians:
-            gaussians = self._lift(view, geometry, raw, features, views.images, lifting_rays)
-            watch(view, gaussians, geometry.cameras)
-            return gaussians
+            return self._lift(view, geometry, raw, features, views.images, lifting_rays)
 
-        gaussians, counts = fuse(geometry, views, gaussians_of_view, fusion, progress)
-        report |= {"views": geometry.depth.shape[1], **agreement, **counts}
-        report |= {
-            "network_seconds": seen - began,
-            "consensus_seconds": agreed - seen,
-            "lifting_seconds": time.perf_counter() - agreed,
-        }
-        return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report)
+        report |= {"views": geometry.depth.shape[1], **agreement}
+        report |= {"network_seconds": seen - began, "consensus_seconds": time.perf_counter() - seen}
+        return Observation(geometry, features, gaussians_of_view, report)
 
-    def _posed_geometry(self, views: Views, reference_view: str | int, options: dict):
+    def _posed_geometry(self, views: Views, reference_view: str | int, options: dict, workers: Workers):
         """Geometry in the user's frame, the network's own answer, features, and where poses and scale came from."""
         encoder_cameras = None if views.cameras is None else cameras_for_encoder(views.cameras)
-        raw, features = self._geometry(views.images, encoder_cameras, reference_view=reference_view, **options)
+        raw, features = self._geometry(views.images, encoder_cameras, workers, reference_view=reference_view, **options)
         geometry = self._in_metres(raw, views.images)
         report: dict[str, object] = {"poses": "da3"}
         if views.cameras is not None:
@@ -174,10 +206,15 @@ class Da3Splat(nn.Module):
             report["scale_source"] = "metric model"
         return geometry, features, report
 
-    def _geometry(self, images: Tensor, cameras: Cameras | None, **options):
-        encode_options = {key: options.pop(key) for key in ("reference_view",) if key in options}
+    def _geometry(self, images: Tensor, cameras: Cameras | None, workers: Workers | None = None, **options):
+        """The network's answer and its features. `workers` share out the heads, which see one view at a time."""
+        encode_options = {key: options.pop(key) for key in ("reference_view", "storage") if key in options}
         features = self.network.encode(images, cameras, **encode_options)
-        return self.network.decode(features, **options), features
+        if workers is None or not features.taps or options.get("pose_from") == "rays":
+            return self.network.decode(features, **options), features
+        pieces = torch.arange(images.shape[1]).split(VIEWS_PER_PIECE)
+        answers = workers(lambda piece: self.network.decode(features.select(piece), **options), pieces)
+        return Geometry.concatenate(list(answers)), features
 
     def _in_metres(self, geometry: Geometry, images: Tensor) -> Geometry:
         if isinstance(self.network, NestedDepthAnything3):

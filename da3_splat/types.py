@@ -91,6 +91,14 @@ class Cameras(Record):
         shift[..., 0, 2], shift[..., 1, 2] = left, top
         return replace(self, intrinsics=self.intrinsics - shift, height=height, width=width)
 
+    @staticmethod
+    def concatenate(parts: list[Cameras]) -> Cameras:
+        """The cameras of all parts (B,V), which are of one size, one after the other."""
+        poses, intrinsics = (
+            torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("world_to_camera", "intrinsics")
+        )
+        return replace(parts[0], world_to_camera=poses, intrinsics=intrinsics)
+
     def select(self, views) -> Cameras:
         """The cameras of the given view indices (list, slice or index tensor)."""
         return replace(self, world_to_camera=self.world_to_camera[:, views], intrinsics=self.intrinsics[:, views])
@@ -175,6 +183,12 @@ class RayMap(Record):
         if self.confidence is not None:
             _check_shape("RayMap", "confidence", self.confidence, *self.directions.shape[:-1])
 
+    @staticmethod
+    def concatenate(parts: list[RayMap]) -> RayMap:
+        """The rays of all parts (B,S), one after the other."""
+        names = [item.name for item in fields(RayMap) if getattr(parts[0], item.name) is not None]
+        return RayMap(**{name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in names})
+
     def select(self, views) -> RayMap:
         """The rays of the given view indices."""
         confidence = None if self.confidence is None else self.confidence[:, views]
@@ -217,6 +231,21 @@ class Geometry(Record):
             **maps,
             cameras=None if self.cameras is None else self.cameras.select(views),
             ray_map=None if self.ray_map is None else self.ray_map.select(views),
+        )
+
+    @staticmethod
+    def concatenate(parts: list[Geometry]) -> Geometry:
+        """The views of `parts` one after the other; what one part does not say, none may."""
+        joined = {}
+        for name in ("depth", "confidence", "sky", "camera_encoding"):
+            values = [getattr(part, name) for part in parts]
+            joined[name] = None if values[0] is None else torch.cat(values, dim=1)
+        cameras, rays = ([getattr(part, name) for part in parts] for name in ("cameras", "ray_map"))
+        return replace(
+            parts[0],
+            **joined,
+            cameras=None if cameras[0] is None else Cameras.concatenate(cameras),
+            ray_map=None if rays[0] is None else RayMap.concatenate(rays),
         )
 
     @property

@@ -5,11 +5,12 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "da3_splat"
 FLOORS = {
-    "types": 0, "config": 0,
+    "types": 0, "config": 0, "ranks": 0,
     "geometry": 1, "spherical_harmonics": 1, "io": 1,
     "backbone": 2, "rendering": 2, "data": 2, "losses": 2, "teacher_losses": 2, "metrics": 2, "perceptual": 2,
     "heads": 3, "fusion": 3,
     "model": 4,
+    "planning": 5, "sequence": 5,
     "scene_folder": 5, "export": 6, "posing": 6, "trained_run": 6,
     "starting_points": 5, "refinement": 5, "training": 5, "evaluation": 5,
     "viewer": 6, "demo": 6, "check": 6, "nerfstudio_plugin": 7,

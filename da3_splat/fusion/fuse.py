@@ -15,6 +15,7 @@ from da3_splat.fusion.merging import MergeConfig, merge
 from da3_splat.fusion.pruning import prune, thinned
 from da3_splat.fusion.recoloring import recolor
 from da3_splat.geometry.surfaces import steep
+from da3_splat.ranks import Workers
 from da3_splat.types import Gaussians, Geometry, Views
 
 SHELL = 20.0  # the sky is so many times farther away than what is far, and than the cameras are apart
@@ -29,6 +30,8 @@ class FusionConfig:
     consensus: ConsensusConfig | None = ConsensusConfig()
     merge: MergeConfig | None = MergeConfig()
     recolor_passes: int = 2
+    recolor_views: int = 200
+    """pictures that colours are fitted to, evenly spaced, where there are more: each costs a rendering of all"""
     sky: Literal["shell", "drop"] = "shell"
     """sky pixels, where the model finds some: Gaussians far away, or none (the background shows)"""
     max_gaussians: int | None = None
@@ -62,11 +65,12 @@ def fuse(
     gaussians_of_view: Callable[[int], Gaussians],
     config: FusionConfig,
     progress: Progress = lambda title: lambda items: items,
+    workers: Workers = map,
 ) -> tuple[Gaussians, dict[str, object]]:
     """The Gaussians (1,N) of one scene whose views agree already, and how many were dropped for what.
 
     `gaussians_of_view(i)` gives the pixel-aligned Gaussians of view i; only what stays of them is kept in memory.
-    `views` bring pictures and masks, and are posed by the geometry.
+    `views` bring pictures and masks, and are posed by the geometry. `workers` share out the views (see ranks.py).
     """
     usable = usable_pixels(geometry, views, config)
     count = geometry.depth.shape[1]
@@ -77,7 +81,7 @@ def fuse(
 
     report: dict[str, object] = {"pixels": geometry.depth.numel()}
     if config.merge is not None and count > 1:
-        gaussians, counts = merge(geometry, of_view, config.merge, usable, progress("merging"))
+        gaussians, counts = merge(geometry, of_view, config.merge, usable, progress("merging"), workers)
         report |= {f"dropped_{name}": getattr(counts, name) for name in ("invalid", "redundant", "floating")}
         report["merge_tolerance"] = counts.tolerance
     else:
@@ -95,7 +99,9 @@ def fuse(
         report["dropped_over_limit"] = before - gaussians.means.shape[1]
     if config.recolor_passes:
         posed = replace(views, cameras=geometry.cameras.resized(*views.images.shape[-2:]))
-        gaussians = recolor(gaussians, posed, config.recolor_passes, progress("colouring"))
+        if count > config.recolor_views:
+            posed = posed.select(torch.linspace(0, count - 1, config.recolor_views).round().long())
+        gaussians = recolor(gaussians, posed, config.recolor_passes, progress("colouring"), workers)
     report["gaussians"] = gaussians.means.shape[1]
     return gaussians, report
 

@@ -18,6 +18,7 @@ from torch.nn.functional import grid_sample
 from da3_splat.geometry.alignment import scaled_about
 from da3_splat.geometry.projection import project, unproject
 from da3_splat.geometry.surfaces import pixel_areas, steep
+from da3_splat.ranks import Workers
 from da3_splat.types import Cameras, Gaussians, Geometry
 
 
@@ -71,19 +72,20 @@ def merge(
     config: MergeConfig = MergeConfig(),
     usable: Tensor | None = None,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
+    workers: Workers = map,
 ) -> tuple[Gaussians, MergeCounts]:
     """The merged Gaussians (1,N) of one scene and what became of the others.
 
     `gaussians_of_view(i)` gives the H*W pixel-aligned Gaussians of view i in row order; they are asked for one view at
-    a time. Pixels outside `usable` (1,S,H,W) neither stay nor speak. A Gaussian that n views agree on becomes as opaque
+    a time, by `workers` (see ranks.py). Pixels outside `usable` (1,S,H,W) neither stay nor speak. A Gaussian that n views agree on becomes as opaque
     as n copies of it. Differentiable in the Gaussians. ValueError for a batch.
     """
     if geometry.depth.shape[0] != 1:
         raise ValueError(f"merge: expected one scene, got a batch of {geometry.depth.shape[0]}")
     maps = SurfaceMaps.of(geometry, config, usable)
-    parts, invalid, redundant, floating = [], 0, 0, 0
     tolerance = maps.tolerance(config)
-    for view in progress(range(maps.depth.shape[0])):
+
+    def kept_of(view: int) -> tuple[Gaussians, int, int]:
         spots = maps.spots(view, config, tolerance)
         index = torch.nonzero(spots.keep.flatten())[:, 0]
         part = gaussians_of_view(view).select(index)
@@ -91,10 +93,13 @@ def merge(
             part, maps.cameras.centers[:, view : view + 1], spots.log_factor.flatten()[index].exp()[None]
         )
         seen_by = spots.seen_by.flatten()[index][None].to(part.opacities.dtype)
-        parts.append(replace(part, opacities=1 - (1 - part.opacities).pow(seen_by)))
-        invalid += int((~maps.valid[view]).sum())
-        redundant, floating = redundant + spots.redundant, floating + spots.floating
-    merged = Gaussians.concatenate(parts)
+        part = replace(part, opacities=1 - (1 - part.opacities).pow(seen_by))
+        return part, spots.redundant, spots.floating
+
+    every = range(maps.depth.shape[0])
+    parts, redundant, floating = zip(*(found for _, found in zip(progress(every), workers(kept_of, every))))
+    invalid, redundant, floating = int((~maps.valid).sum()), sum(redundant), sum(floating)
+    merged = Gaussians.concatenate(list(parts))
     return merged, MergeCounts(maps.depth.numel(), invalid, redundant, floating, merged.means.shape[1], tolerance)
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from da3_splat.ranks import Workers
 from da3_splat.rendering import render
 from da3_splat.rendering.sight import in_sight
 from da3_splat.spherical_harmonics import DC
@@ -27,19 +28,25 @@ def recolor(
     views: Views,
     passes: int = 2,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
+    workers: Workers = map,
 ) -> Gaussians:
     """The Gaussians (1,N), their constant colour corrected towards the pictures of the posed `views`, masks heeded."""
     count = views.images.shape[1]
     seen = torch.zeros_like(gaussians.sh[:, :, :1])
-    for number in progress(range(passes * count)):
-        if number % count == 0:
-            missing = torch.zeros_like(seen)
-        shown, spread, weight = _spread_back(gaussians, views.select([number % count]), weigh=number < count)
-        missing[:, shown] += spread
-        seen[:, shown] += weight
-        if number % count == count - 1:
-            constant = gaussians.sh[:, :, :1] + missing / DC**2 / (seen / DC + FLOOR)
-            gaussians = replace(gaussians, sh=torch.cat([constant, gaussians.sh[:, :, 1:]], dim=2))
+    numbers = iter(progress(range(passes * count)))
+    for turn in range(passes):
+        missing, before = torch.zeros_like(seen), gaussians
+
+        def spread_back(view: int, before: Gaussians = before, first: bool = turn == 0):
+            return _spread_back(before, views.select([view]), weigh=first)
+
+        for shown, spread, weight in workers(spread_back, range(count)):
+            missing[:, shown] += spread
+            seen[:, shown] += weight
+            next(numbers, None)
+        constant = gaussians.sh[:, :, :1] + missing / DC**2 / (seen / DC + FLOOR)
+        gaussians = replace(gaussians, sh=torch.cat([constant, gaussians.sh[:, :, 1:]], dim=2))
+    next(numbers, None)  # lets the display of progress end
     return gaussians
 
 

@@ -1,0 +1,45 @@
+"""Work on the views of one scene split over the processes that torchrun started; every process gets every answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+import torch.distributed as distributed
+
+Item, Answer = TypeVar("Item"), TypeVar("Answer")
+Workers = Callable[[Callable, Sequence], Iterable]  # `map` is one; `map_over_ranks` another
+
+
+def map_over_ranks(function: Callable[[Item], Answer], items: Sequence[Item]) -> Iterator[Answer]:
+    """`map`, each process computing every so-manieth item, and exchanging the answers round by round.
+
+    Answers come in the order of the items, so sums over them do not depend on how many processes there are. All
+    processes must call it with the same items and go through all answers.
+    """
+    rank, world = distributed.get_rank(), distributed.get_world_size()
+    for start in range(0, len(items), world):
+        mine = function(items[start + rank]) if start + rank < len(items) else None
+        answers: list = [None] * world
+        distributed.all_gather_object(answers, mine)
+        yield from answers[: len(items) - start]
+
+
+@contextmanager
+def launched() -> Iterator[tuple[Workers, bool]]:
+    """How to work on views here, and whether this process writes the results: under torchrun all of them work
+    together (gloo on CPUs, NCCL on GPUs), else this one alone."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield map, True
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield map_over_ranks, distributed.get_rank() == 0
+    finally:
+        distributed.destroy_process_group()

@@ -77,7 +77,8 @@ def merge(
     """The merged Gaussians (1,N) of one scene and what became of the others.
 
     `gaussians_of_view(i)` gives the H*W pixel-aligned Gaussians of view i in row order; they are asked for one view at
-    a time, by `workers` (see ranks.py). Pixels outside `usable` (1,S,H,W) neither stay nor speak. A Gaussian that n views agree on becomes as opaque
+    a time, by `workers` (see ranks.py).
+    Pixels outside `usable` (1,S,H,W) neither stay nor speak. A Gaussian that n views agree on becomes as opaque
     as n copies of it. Differentiable in the Gaussians. ValueError for a batch.
     """
     if geometry.depth.shape[0] != 1:
@@ -101,6 +102,14 @@ def merge(
     invalid, redundant, floating = int((~maps.valid).sum()), sum(redundant), sum(floating)
     merged = Gaussians.concatenate(list(parts))
     return merged, MergeCounts(maps.depth.numel(), invalid, redundant, floating, merged.means.shape[1], tolerance)
+
+
+def kept_pixels(geometry: Geometry, config: MergeConfig, usable: Tensor | None = None) -> list[Tensor]:
+    """Of each view of one scene the pixels, as indices into H*W, that `merge` would keep."""
+    maps = SurfaceMaps.of(geometry, config, usable)
+    tolerance = maps.tolerance(config)
+    views = range(maps.depth.shape[0])
+    return [torch.nonzero(maps.spots(view, config, tolerance).keep.flatten())[:, 0] for view in views]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Long sequences: overlapping chunks reconstructed alone, aligned, closed where they come home, fused to one splat."""

@@ -1,0 +1,227 @@
+"""A long sequence -> one scene, some views at a time.
+
+views -- overlapping chunks --> each reconstructed alone --> work folder (a killed run goes on from there)
+  neighbours share views      --> links: similarities of shared points and poses
+  views of far chunks look alike --> bridge: some views of both, reconstructed together --> links that close loops
+  links -- pose graph --> one world --> fusion of all views --> one splat
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from da3_splat.fusion.fuse import FusionConfig, Progress, fuse, usable_pixels
+from da3_splat.fusion.merging import kept_pixels
+from da3_splat.geometry.alignment import Similarity, transform_cameras, transform_gaussians
+from da3_splat.geometry.frames import known_poses
+from da3_splat.geometry.projection import project
+from da3_splat.model import Da3Splat
+from da3_splat.ranks import Workers
+from da3_splat.sequence.chunks import chunk_ranges, owned_ranges
+from da3_splat.sequence.linking import Link, link
+from da3_splat.sequence.pose_graph import chained, compose, optimized
+from da3_splat.sequence.retrieval import describe, loop_candidates
+from da3_splat.sequence.work_folder import ChunkResult, WorkFolder
+from da3_splat.types import Gaussians, Geometry, Scene, Views
+
+REACH = 3  # views on both sides of those that look alike that a bridge takes along
+SPARE_COPIES = 1  # Gaussians of a spot that a chunk keeps beyond those that fusion wants: another chunk may decide
+CONFIRMED = 0.5  # share of shared points that must meet for a loop to count
+LOOPS_PER_CHUNK = 1.0
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """How a sequence is cut (views), and whether loops are looked for."""
+
+    chunk: int
+    overlap: int
+    loops: bool = True
+
+
+@torch.no_grad()
+def reconstruct_sequence(
+    model: Da3Splat,
+    views: Views,
+    config: SequenceConfig,
+    folder: str | Path,
+    recipe: dict,
+    fusion: FusionConfig = FusionConfig(),
+    progress: Progress = lambda title: lambda items: items,
+    workers: Workers = map,
+) -> Scene:
+    """The scene of views (1,S) in order, as `Da3Splat.reconstruct` gives it, with the memory of one chunk's network.
+
+    Unposed views have the reference view of the first chunk at the origin, posed ones come back in their frame.
+    `recipe` says what the chunks in `folder` depend on beside `config` and `fusion`: pictures, weights, resolution.
+    `views.images` may be mapped from a file. `report` counts chunks, links and loops.
+    """
+    began = time.perf_counter()
+    count = views.images.shape[1]
+    chunks = chunk_ranges(count, config.chunk, config.overlap)
+    work = WorkFolder(folder, {**recipe, "views": count, "config": config, "fusion": fusion})
+    descriptions: list[Tensor] = []
+    made = 0
+    for index, chunk in enumerate(progress("chunks")(chunks)):
+        result = work.load(_name(index))
+        if result is None:
+            result = _chunk(model, views.select(slice(chunk.start, chunk.stop)), fusion, workers)
+            work.save(_name(index), result)
+            made += 1
+        descriptions.append(result.descriptions)
+    seen = time.perf_counter()
+    places, report = _places(model, views, chunks, descriptions, config, work, fusion, workers)
+    placed = time.perf_counter()
+    owned = owned_ranges(chunks)
+    geometry = Geometry.concatenate(
+        [
+            _part(_moved(work.load(_name(index)).geometry, place), chunk, own)
+            for index, (chunk, own, place) in enumerate(zip(chunks, owned, places))
+        ]
+    )
+    owner = [index for index, own in enumerate(owned) for _ in own]
+    load = lru_cache(maxsize=2)(lambda index: work.load(_name(index)))
+
+    def gaussians_of_view(view: int) -> Gaussians:
+        index = owner[view]
+        found = load(index).gaussians_of_view(view - chunks[index].start)
+        return transform_gaussians(_single(places[index]), found).to(geometry.depth.device)
+
+    gaussians, counts = fuse(geometry, views, gaussians_of_view, fusion, progress, workers)
+    report |= {"chunks": len(chunks), "chunks_found": len(chunks) - made, "views": count, **counts}
+    report |= {
+        "poses": "da3" if views.cameras is None else "given",
+        "scale_source": "first chunk" if views.cameras is None else "cameras",
+        "chunks_seconds": seen - began,
+        "alignment_seconds": placed - seen,
+        "lifting_seconds": time.perf_counter() - placed,
+    }
+    return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report)
+
+
+def _name(index: int) -> str:
+    return f"chunk_{index:04d}"
+
+
+def _chunk(model: Da3Splat, views: Views, fusion: FusionConfig, workers: Workers) -> ChunkResult:
+    """One chunk alone, and the Gaussians of those pixels that can stay when all chunks are merged."""
+    seen = model.observe(views, fusion=fusion, workers=workers)
+    usable = usable_pixels(seen.geometry, views.to(seen.geometry.depth.device), fusion)
+    kept = [torch.nonzero(of_view.flatten())[:, 0] for of_view in usable[0]]
+    if fusion.merge is not None and len(kept) > 1:
+        kept = kept_pixels(seen.geometry, replace(fusion.merge, copies=fusion.merge.copies + SPARE_COPIES), usable)
+    pixels = usable.shape[-2] * usable.shape[-1]
+    parts = workers(lambda view: seen.gaussians_of_view(view).select(kept[view]).to("cpu"), range(len(kept)))
+    places = torch.cat([view * pixels + index.cpu() for view, index in enumerate(kept)])
+    gaussians = replace(Gaussians.concatenate(list(parts)), source_view=None)
+    return ChunkResult(replace(seen.geometry, ray_map=None).to("cpu"), _described(seen, views), gaussians, places)
+
+
+def _described(seen, views: Views) -> Tensor:
+    """(S,D): pooled features of the last tap, or, of a backbone that leaves none, of the picture itself."""
+    if seen.features.taps:
+        return describe(seen.features.taps[-1][0]).cpu()
+    small = torch.nn.functional.adaptive_avg_pool2d(views.images[0], (6, 8))
+    return small.flatten(1).cpu()
+
+
+def _places(
+    model: Da3Splat,
+    views: Views,
+    chunks: list[range],
+    descriptions: list[Tensor],
+    config: SequenceConfig,
+    work: WorkFolder,
+    fusion: FusionConfig,
+    workers: Workers,
+) -> tuple[list[Similarity], dict[str, object]]:
+    """The similarity from each chunk to the world, and what was found on the way."""
+    if views.cameras is not None and bool(known_poses(views.cameras).all()):  # each chunk is in the user's frame
+        one = torch.ones((), dtype=torch.float64)
+        here = Similarity(one, torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
+        return [here] * len(chunks), {"loops_closed": 0}
+    links = []
+    before = work.load(_name(0)).geometry
+    for index in range(len(chunks) - 1):
+        after = work.load(_name(index + 1)).geometry
+        shared = range(chunks[index + 1].start, chunks[index].stop)
+        ours, theirs = _part(before, chunks[index], shared), _part(after, chunks[index + 1], shared)
+        links.append(link(index, index + 1, ours, theirs))
+        before = after
+    report = {"link_error": max((one.error for one in links), default=0.0)}
+    loops = []
+    if config.loops and len(chunks) > 2:
+        joined = torch.zeros(views.images.shape[1], descriptions[0].shape[1])
+        for chunk, described in zip(chunks, descriptions):
+            joined[chunk.start : chunk.stop] = described
+        most = max(1, round(LOOPS_PER_CHUNK * len(chunks)))
+        for candidate in loop_candidates(joined, chunks, most):
+            loops += _bridged(model, views, chunks, candidate, work, fusion, workers)
+    report |= {"loops_closed": len(loops)}
+    places = optimized(links + loops, len(chunks)) if loops else chained(links, len(chunks))
+    return places, report
+
+
+def _bridged(
+    model: Da3Splat,
+    views: Views,
+    chunks: list[range],
+    candidate: tuple[int, int, int, int],
+    work: WorkFolder,
+    fusion: FusionConfig,
+    workers: Workers,
+) -> list[Link]:
+    """The link between two far chunks, through a reconstruction of some views of both; none where it does not hold."""
+    i, j, u, v = candidate
+    near_u = range(max(chunks[i].start, u - REACH), min(chunks[i].stop, u + REACH + 1))
+    near_v = range(max(chunks[j].start, v - REACH), min(chunks[j].stop, v + REACH + 1))
+    name = f"bridge_{u:06d}_{v:06d}"
+    bridge = work.load(name)
+    if bridge is None:
+        some = views.select([*near_u, *near_v])
+        seen = model.observe(some, fusion=fusion, workers=workers)
+        bridge = ChunkResult(replace(seen.geometry, ray_map=None).to("cpu"), _described(seen, some))
+        work.save(name, bridge)
+    both = bridge.geometry
+    if meeting(both, u - near_u.start, len(near_u) + v - near_v.start) < CONFIRMED:
+        return []
+    first = link(i, -1, _part(work.load(_name(i)).geometry, chunks[i], near_u), both.select(slice(0, len(near_u))))
+    second = link(j, -1, _part(work.load(_name(j)).geometry, chunks[j], near_v), both.select(slice(len(near_u), None)))
+    if min(first.inliers, second.inliers) < CONFIRMED:
+        return []
+    step = compose(first.similarity, second.similarity.inverse())
+    return [Link(i, j, step, first.unit, max(first.error, second.error), min(first.inliers, second.inliers))]
+
+
+def meeting(geometry: Geometry, u: int, v: int) -> float:
+    """Share of the points of view u, among those that fall into view v, that v sees at their depth (within a tenth); 0
+    where fewer than a tenth of them fall into it."""
+    points = geometry.select([u]).points().reshape(1, -1, 3)
+    pixels, z = project(points, geometry.cameras.select([v]))
+    pixels, z = pixels[0, 0], z[0, 0]
+    height, width = geometry.depth.shape[-2:]
+    inside = (z > 0) & (pixels >= 0).all(dim=-1) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
+    if float(inside.float().mean()) < 0.1:
+        return 0.0
+    column, row = pixels[inside].long().unbind(-1)
+    return float(((geometry.depth[0, v, row, column] / z[inside]).log().abs() < 0.1).float().mean())
+
+
+def _part(geometry: Geometry, chunk: range, shared: range) -> Geometry:
+    return geometry.select(slice(shared.start - chunk.start, shared.stop - chunk.start))
+
+
+def _single(similarity: Similarity) -> Similarity:
+    return Similarity(similarity.scale.float(), similarity.rotation.float(), similarity.translation.float())
+
+
+def _moved(geometry: Geometry, place: Similarity) -> Geometry:
+    place = _single(place)
+    cameras = transform_cameras(place, geometry.cameras)
+    return replace(geometry, depth=geometry.depth * place.scale, cameras=cameras)

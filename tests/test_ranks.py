@@ -1,0 +1,55 @@
+"""Views of one scene shared out over two gloo processes: the scene is that of one."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from da3_splat import load_model
+from da3_splat.data.synthetic import make_scenes
+from da3_splat.ranks import launched
+from da3_splat.types import Views
+
+ROOT = Path(__file__).parents[1]
+
+
+def scene_of(views: int, workers) -> dict[str, torch.Tensor]:
+    """What `mini` makes of unposed synthetic views: everything a difference would show in."""
+    torch.set_num_threads(1)
+    pictures, _ = make_scenes(1, views, 42, 56, seed=31, arc=40)
+    scene = load_model("mini").reconstruct(Views(images=pictures.images), workers=workers)
+    gaussians = scene.gaussians
+    return {
+        "depth": scene.geometry.depth,
+        "poses": scene.cameras.world_to_camera,
+        **{name: getattr(gaussians, name) for name in ("means", "quats", "scales", "opacities", "sh", "source_view")},
+    }
+
+
+def test_one_process_works_alone():
+    with launched() as (workers, writes):
+        assert writes and list(workers(lambda item: 2 * item, [1, 2, 3])) == [2, 4, 6]
+
+
+def test_two_ranks_give_the_scene_of_one(tmp_path, monkeypatch):
+    """19 views: two pieces for the heads, an odd number for merging and colours; equal to the last bit."""
+    program = tmp_path / "rank.py"
+    program.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "import os, torch\nfrom da3_splat.ranks import launched\nfrom test_ranks import scene_of\n"
+        "with launched() as (workers, writes):\n"
+        "    found = scene_of(19, workers)\n"
+        f"    torch.save(found, {str(tmp_path)!r} + f'/rank{{os.environ[\"RANK\"]}}.pt')\n"
+        "    assert writes == (os.environ['RANK'] == '0')\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(program)]
+    result = subprocess.run(launch, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    threads = torch.get_num_threads()
+    alone = scene_of(19, map)
+    torch.set_num_threads(threads)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        for name, value in alone.items():
+            assert torch.equal(found[name], value), f"rank {rank}: {name}"

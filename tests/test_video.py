@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from da3_splat import load_views
-from da3_splat.io.video import choose_frames, read_video, write_video
+from da3_splat.io.video import choose_frames, read_video, stream_video, write_video
 
 
 def moving_pictures(offsets, blur=()):
@@ -75,3 +76,19 @@ def test_bad_videos(tmp_path):
     with pytest.raises(ValueError, match="no frames"):
         write_video(tmp_path / "empty.mp4", [])
     assert not (tmp_path / "empty.mp4").exists()
+
+
+def test_frames_are_streamed_to_files_and_found_again(tmp_path):
+    """The same frames as in memory, in order; a second run writes only what is missing."""
+    path = tmp_path / "clip.mp4"
+    write_video(path, moving_pictures(np.linspace(0, 150, 20)), 10)
+    held = read_video(path, fps=3)
+    files = stream_video(path, tmp_path / "frames", fps=3)
+    assert len(files) == len(held)
+    for file, frame in zip(files, held):
+        with Image.open(file) as picture:
+            np.testing.assert_array_equal(np.asarray(picture), np.asarray(frame.picture))
+    files[1].unlink()
+    stamps = [file.stat().st_mtime_ns for file in files if file.exists()]
+    assert stream_video(path, tmp_path / "frames", fps=3) == files and files[1].is_file()
+    assert [file.stat().st_mtime_ns for file in files if file != files[1]] == stamps

@@ -43,6 +43,9 @@ def reconstruct(
     refine_poses: Literal["auto", "yes", "no"] = "auto",
     export: str = "",
     view: bool = False,
+    chunk: int | None = None,
+    overlap: int | None = None,
+    max_memory: str = "",
     device: Device = "auto",
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
@@ -58,6 +61,7 @@ def reconstruct(
       da3-splat reconstruct walk.mp4 --output scene/ --fps 1 --export colmap,video
       da3-splat reconstruct capture/ --output scene/ --refine 2m
       da3-splat reconstruct photos/ --output scene/ --view
+      da3-splat reconstruct long.mp4 --output scene/ --chunk 60 --max-memory 8GB
 
     Args:
         input: folder of photos, a video, a transforms.json or its folder, or a COLMAP model
@@ -78,6 +82,10 @@ def reconstruct(
         refine_poses: move the cameras, too; auto moves those that the network found, and not those that were given
         export: also write these, separated by commas: splat, compressed, glb, colmap, video, html (ply, npz,
             transforms are always there)
+        chunk: reconstruct so many views at a time and align them to one scene, for long sequences; a run that was
+            killed goes on from OUTPUT/work. Without it, only where one pass would not fit into memory
+        overlap: views that neighbouring chunks share; chosen with the chunk where it is not given
+        max_memory: most that may be used, such as 8GB; without it, what is free
         view: watch it in the browser while it is made (only from this machine), and stay there until Ctrl-C
         device: cpu, cuda, or auto
         as_json: print the report as JSON
@@ -92,16 +100,21 @@ def reconstruct(
     if max_gaussians is not None and max_gaussians < 1:
         raise ValueError(f"--max-gaussians: expected at least 1, got {max_gaussians}")
 
+    if chunk is None and overlap is not None:
+        raise ValueError("--overlap: only with --chunk")
     refinement = _refinement(refine)
     window = _window() if view else None
 
     began = time.perf_counter()
-    views, frames = _views(input, output, poses, resolution, max_views, fps, skip_unreadable)
+    streamed = output / "work" / "frames" if chunk is not None else None
+    views, frames = _views(input, output, poses, resolution, max_views, fps, skip_unreadable, streamed)
 
     import torch
 
+    from da3_splat.commands.memory import carried_out, planned
     from da3_splat.fusion.fuse import NO_FUSION, FusionConfig
     from da3_splat.model import load_model
+    from da3_splat.ranks import launched
     from da3_splat.scene_folder import save_scene
 
     loaded = time.perf_counter()
@@ -112,7 +125,17 @@ def reconstruct(
         )
         watch = _shown(window, views)
         network = load_model(model, device)
-        scene = network.reconstruct(views, fusion=config, lifting_rays=rays, progress=bar, watch=watch).to("cpu")
+        stamps = [(str(frame.path), frame.path.stat().st_mtime_ns) for frame in frames if isinstance(frame.path, Path)]
+        recipe = {"model": model, "size": list(views.images.shape), "pictures": stamps, "poses": poses}
+        with launched() as (workers, writes):
+            # All processes go by the plan of the first.
+            (plan,) = workers(lambda _: planned(network, views, max_memory, chunk, overlap, config), [None])
+            if plan is not None and writes and (plan.chunk or plan.features_on_disk or max_memory):
+                note(plan.line)
+            work = output / "work"
+            scene = carried_out(plan, network, views, work, recipe, config, rays, bar, workers, watch).to("cpu")
+        if not writes:
+            return
     except torch.OutOfMemoryError as error:
         raise ValueError("the GPU ran out of memory; use fewer views (--max-views) or a lower --resolution") from error
     if poses == "colmap":
@@ -259,14 +282,22 @@ def _refined(
 
 
 def _views(
-    source: Path, output: Path, poses: str, resolution: int, max_views: int | None, fps: float, skip_unreadable: bool
+    source: Path,
+    output: Path,
+    poses: str,
+    resolution: int,
+    max_views: int | None,
+    fps: float,
+    skip_unreadable: bool,
+    streamed: Path | None = None,
 ):
-    """The views of `source` and the frames behind them, with the cameras that `poses` asks for."""
+    """The views of `source` and the frames behind them, with the cameras that `poses` asks for. The frames of a video
+    are kept in the folder `streamed`, where there is one, and in memory otherwise."""
     from da3_splat.data.captures import find_frames
     from da3_splat.data.views import read_frames
     from da3_splat.export import WRITTEN
 
-    capture = find_frames(source, max_views, fps, bar("choosing frames"))
+    capture = find_frames(source, max_views, fps, bar("choosing frames"), streamed)
     frames, points, colors = capture.frames, capture.points, capture.colors
     written = [(output / name).resolve() for name in WRITTEN]
     masks = (frame.mask for frame in frames if frame.mask is not None)

@@ -54,15 +54,19 @@ def find_frames(
     max_views: int | None = None,
     fps: float = 2.0,
     progress: Callable[[Sequence], Sequence] = lambda items: items,
+    streamed: Path | None = None,
 ) -> Capture:
-    """What there is to load at `source` (see `load_views`); nothing but a video's frames is read yet."""
+    """What there is to load at `source` (see `load_views`); nothing but a video's frames is read yet. Where there is a
+    folder `streamed`, they are written into it one by one, so that the video may be of any length."""
     if max_views is not None and max_views < 1:
         raise ValueError(f"max_views: expected at least 1, got {max_views}")
     if not isinstance(source, (str, Path)) or not _is_video(Path(source)):
         capture = _find(source)
         return replace(capture, frames=evenly_spaced(capture.frames, max_views))
-    from da3_splat.io.video import read_video  # PyAV takes a moment to import
+    from da3_splat.io.video import read_video, stream_video  # PyAV takes a moment to import
 
+    if streamed is not None:
+        return Capture([Frame(path=path) for path in stream_video(source, streamed, fps, max_views, progress)])
     return Capture(read_video(source, fps, max_views, progress))
 
 

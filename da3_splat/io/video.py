@@ -30,9 +30,40 @@ def read_video(
     sharpest of its neighbourhood. The video is decoded twice, one frame at a time: first for small grey pictures of up
     to 15 frames a second, then for the chosen ones. ValueError names a file that is no video.
     """
+    path = Path(path)
+    wanted = set(_chosen_numbers(path, fps, max_views or MOST_FRAMES, progress))
+    return [
+        Frame(path=path, label=f"{path.stem}_{index:06d}.png", picture=_upright(frame))
+        for index, _, frame in progress(_decoded(path))
+        if index in wanted
+    ]
+
+
+def stream_video(
+    path: str | Path,
+    folder: str | Path,
+    fps: float = 2.0,
+    max_views: int | None = None,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
+) -> list[Path]:
+    """`read_video` for a video of any length: the chosen frames as PNG files in `folder`, one in memory at a time, in
+    order. Files that are there already, of the same video, are not written again."""
+    path, folder = Path(path), Path(folder)
+    wanted = _chosen_numbers(path, fps, max_views, progress)
+    stamp = f"{path.stat().st_size}-{path.stat().st_mtime_ns}"
+    files = {index: folder / f"{path.stem}_{index:06d}_{stamp}.png" for index in wanted}
+    if not all(file.is_file() for file in files.values()):
+        for index, _, frame in progress(_decoded(path)):
+            if index in files and not files[index].is_file():
+                with replacing(files[index]) as beside:
+                    _upright(frame).save(beside)
+    return [files[index] for index in wanted]
+
+
+def _chosen_numbers(path: Path, fps: float, most: int | None, progress: Callable[[Iterable], Iterable]) -> list[int]:
+    """Which frames to take, in order; of the video only small grey pictures, two at a time, are held."""
     if not fps > 0:
         raise ValueError(f"fps: expected a positive number, got {fps}")
-    path = Path(path)
     times, sharpness, motion, previous = [], [], [], None
     for index, time, frame in progress(_decoded(path)):
         if times and time - times[-1][1] < 0.999 / MAX_CANDIDATES_PER_SECOND:
@@ -44,13 +75,8 @@ def read_video(
         previous = small
     duration = times[-1][1] - times[0][1] + (times[-1][1] - times[0][1]) / max(1, len(times) - 1)
     count = max(1, round(duration * fps)) if len(times) > 1 else 1
-    chosen = choose_frames(np.array(motion), np.array(sharpness), min(count, max_views or MOST_FRAMES))
-    wanted = {times[i][0] for i in chosen}
-    return [
-        Frame(path=path, label=f"{path.stem}_{index:06d}.png", picture=_upright(frame))
-        for index, _, frame in progress(_decoded(path))
-        if index in wanted
-    ]
+    chosen = choose_frames(np.array(motion), np.array(sharpness), min(count, most or count))
+    return [times[i][0] for i in chosen]
 
 
 def choose_frames(motion: np.ndarray, sharpness: np.ndarray, count: int) -> list[int]:

@@ -1,0 +1,275 @@
+"""What a reconstruction will take, before it begins: peak memory and time from views, resolution and preset, and how to
+cut it where it does not fit. docs/scaling.md derives the formulas and holds them against measurements.
+
+Memory is counted from what the code holds at its three highest points (attention across all views; consensus; fusion
+and colours) above what the process holds already. Time is counted from the work of each part and `Rates`, which
+`measure_rates` finds on this machine in some seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from da3_splat.backbone.presets import NESTED, PRESETS, Preset
+from da3_splat.backbone.vision_transformer import PATCH
+from da3_splat.data.synthetic import make_scenes
+from da3_splat.fusion.consensus import ConsensusConfig, reach_consensus
+from da3_splat.fusion.fuse import FusionConfig
+from da3_splat.fusion.merging import MergeConfig, SurfaceMaps
+from da3_splat.fusion.recoloring import recolor
+from da3_splat.heads.lifting import lift, raw_channels
+from da3_splat.model import Da3Splat
+
+MB = 2**20
+# Measured once, on walks through synthetic rooms with `mini` (docs/scaling.md): nothing of the machine is in them.
+KEPT, KEPT_OF_FEW = 0.09, 3.4  # of S views' pixels this + that / S stay when 24 neighbours are merged
+IN_SIGHT = 0.7  # of all Gaussians, from one view
+SPARE_MB = 150  # kernels that are compiled, pools of threads, pieces, what the allocator keeps
+SHORTEST_CHUNK = 8
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds on this machine, of pictures of one size with one model."""
+
+    view: float  # of one view: everything of the network that is linear in views, and lifting
+    score: float  # of one query with one key of one head dimension, in attention
+    look: float  # of one pair of views in one step of consensus, and its solving
+    spot: float  # of one pixel compared with one neighbour in merging
+    draw: float  # of one Gaussian in sight, drawn and followed back
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Peak memory in MB of the whole process, and seconds (NaN without rates); `parts` say of what."""
+
+    peak_mb: float
+    seconds: float
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run it: in one pass (`chunk` None) or by chunks of so many views that share `overlap`; `features_on_disk`
+    where those of one pass do not fit beside the rest. `line` says it to the user."""
+
+    chunk: int | None
+    overlap: int
+    features_on_disk: bool
+    prediction: Prediction
+    line: str
+
+
+def predict(
+    preset: str,
+    views: int,
+    height: int,
+    width: int,
+    start_mb: float,
+    rates: Rates | None = None,
+    features_on_disk: bool = False,
+    fusion: FusionConfig = FusionConfig(),
+    sh_degree: int = 1,
+) -> Prediction:
+    """One pass over `views` pictures, height x width, with what the process holds now (weights included, pictures not),
+    in MB. ValueError for a preset without a name."""
+    size = _size_of(preset)
+    pixels, patches = views * height * width, height * width // PATCH**2
+    tokens = views * (patches + 1)
+    gaussians = gaussians_kept(views, height, width, fusion)
+    pictures, maps = 12 * pixels, 8 * pixels  # float32 colours; depth and confidence
+    taps = 0 if features_on_disk else 4 * len(size.taps) * size.feature_dim * views * patches
+    # At the last block across views: tokens, queries, keys, values and their mixture; three of four taps are written.
+    attending = (
+        5 * 4 * size.dim * tokens + 0.75 * taps if size.alternate_from is not None else 2 * 4 * size.dim * tokens
+    )
+    pairs = views * min(fusion.consensus.neighbours, views - 1) if fusion.consensus else 0
+    unknowns = 6 + fusion.consensus.grid[0] * fusion.consensus.grid[1] if fusion.consensus else 0
+    # Colours, log depth and flags (18), log depth on its way (8); blocks of pairs twice, while they are joined.
+    agreeing = taps + maps + (26 * pixels + 2 * 8 * (2 * unknowns) ** 2 * pairs if fusion.consensus else 0)
+    gaussian = 4 * (3 + 4 + 3 + 1 + 3 * (sh_degree + 1) ** 2 + 1) + 8
+    # The network's own maps and the corrected depth, merging's 18; then Gaussians twice, while they are joined.
+    fusing = taps + maps + 4 * pixels + 18 * pixels + 2 * gaussian * gaussians
+    drawn = 1 if fusion.recolor_passes else 0
+    coloring = (
+        taps + maps + 4 * pixels + gaussian * gaussians + drawn * gaussians * (120 + IN_SIGHT * (2 * gaussian + 150))
+    )
+    stages = {"attention": attending, "consensus": agreeing, "fusion": max(fusing, coloring)}
+    chunk = _head_bytes(size, height, width)
+    peak = start_mb + SPARE_MB + (pictures + chunk + max(stages.values())) / MB
+    memory = {f"{name}_mb": value / MB for name, value in stages.items()} | {"pictures_mb": pictures / MB}
+    if rates is None:
+        return Prediction(peak, float("nan"), memory)
+    across = sum(1 for i in range(size.alternate_from or size.depth, size.depth) if i % 2 == 1)
+    drawings = (fusion.recolor_passes + 0.5) * min(views, fusion.recolor_views) if fusion.recolor_passes else 0
+    steps = len(fusion.consensus.blurs) * fusion.consensus.iterations if fusion.consensus else 0
+    merged = min(fusion.merge.neighbours, views - 1) if fusion.merge else 0
+    seconds = {
+        "network_seconds": views * rates.view + across * size.dim * float(tokens) ** 2 * rates.score,
+        "consensus_seconds": steps * pairs * rates.look,
+        "merging_seconds": pixels * merged * rates.spot,
+        "coloring_seconds": drawings * IN_SIGHT * gaussians * rates.draw,
+    }
+    return Prediction(peak, sum(seconds.values()), memory | seconds)
+
+
+def gaussians_kept(views: int, height: int, width: int, fusion: FusionConfig) -> float:
+    """How many Gaussians stay of `views` pictures, as they did of synthetic walks."""
+    pixels = views * height * width
+    share = min(1.0, KEPT + KEPT_OF_FEW / views) if fusion.merge else 1.0
+    return min(pixels * share, fusion.max_gaussians or float("inf"))
+
+
+def make_plan(
+    preset: str,
+    views: int,
+    height: int,
+    width: int,
+    limit_mb: float,
+    start_mb: float,
+    rates: Rates | None = None,
+    chunk: int | None = None,
+    overlap: int | None = None,
+    fusion: FusionConfig = FusionConfig(),
+) -> Plan:
+    """One pass where it fits into `limit_mb`; else with features on disk; else by the longest chunks that fit; `chunk`
+    asks for chunks of so many views. ValueError, in one line, where not even the shortest do."""
+
+    def of(count: int, on_disk: bool = False) -> Prediction:
+        return predict(preset, count, height, width, start_mb, rates, on_disk, fusion)
+
+    if chunk is not None and not 1 <= (1 if overlap is None else overlap) < chunk:
+        raise ValueError(f"--chunk, --overlap: expected 1 <= overlap < chunk, got {overlap} and {chunk}")
+    whole = of(views)
+    if chunk is None and whole.peak_mb <= limit_mb:
+        return Plan(None, 0, False, whole, f"one pass over {views} views, {_words(whole)}")
+    mapped = of(views, True)
+    if chunk is None and mapped.peak_mb <= limit_mb:
+        return Plan(None, 0, True, mapped, f"one pass over {views} views with features on disk, {_words(mapped)}")
+    size = min(views, chunk or views)
+    while True:
+        shared = overlap if overlap is not None else min(size - 1, max(3, min(20, size // 4)))
+        found = _by_chunks(of(size), views, size, shared, height, width, start_mb, fusion)
+        if found.peak_mb <= limit_mb:
+            line = f"{views} views in chunks of {size} that share {shared}, {_words(found)}"
+            return Plan(size, shared, False, found, line)
+        if chunk is not None or size <= SHORTEST_CHUNK:
+            raise ValueError(
+                f"{views} views of {width}x{height} with {preset} need {found.peak_mb / 1024:.1f} GB by chunks of "
+                f"{size}, and there are {limit_mb / 1024:.1f}; take a lower --resolution, fewer views, or more "
+                "--max-memory"
+            )
+        size = max(SHORTEST_CHUNK, int(0.8 * size))
+
+
+def _by_chunks(
+    one: Prediction, views: int, size: int, overlap: int, height: int, width: int, start_mb: float, fusion: FusionConfig
+) -> Prediction:
+    """The peak is that of a chunk beside all pictures, or of fusion over all views; every chunk takes its time."""
+    pixels = views * height * width
+    gaussians = gaussians_kept(views, height, width, fusion)
+    last = start_mb + SPARE_MB + (12 * pixels + 12 * pixels + 18 * pixels + 3 * 104 * gaussians) / MB
+    peak = max(one.peak_mb + 12 * (views - size) * height * width / MB, last)
+    chunks = 1 + max(0, -(-(views - size) // max(1, size - overlap)))
+    per_chunk = one.seconds - one.parts.get("coloring_seconds", 0.0)
+    merging = one.parts.get("merging_seconds", 0.0) * views / size
+    coloring = one.parts.get("coloring_seconds", 0.0) * gaussians / gaussians_kept(size, height, width, fusion)
+    return Prediction(peak, chunks * per_chunk + merging + coloring, one.parts | {"chunks": chunks})
+
+
+def measure_rates(model: Da3Splat, height: int, width: int, seed: int = 0) -> Rates:
+    """A few runs of each part on a small synthetic scene of the size asked for: seconds in all with `mini`."""
+    views, truth = make_scenes(1, 6, height, width, seed, arc=20, supersample=1)
+    device = next(model.parameters()).device
+    size, two = _size_of(model.config.preset), views.images[:, :2].to(device)
+    tokens, heads = 6144, size.heads
+    query = torch.rand(1, heads, tokens, size.dim // heads, device=device)
+    config = ConsensusConfig(blurs=(1.5,), iterations=1)
+    plain = lift(views.images.new_zeros(*truth.depth.shape, raw_channels(1)), views.images, truth)
+    plain = plain.select(torch.nonzero(truth.depth.flatten() > 0)[:, 0])
+    posed = replace(views, cameras=truth.cameras)
+    with torch.no_grad():
+        steps = {
+            "view": (lambda: _network_and_lifting(model, two), 2),
+            "score": (lambda: scaled_dot_product_attention(query, query, query), tokens**2 * size.dim),
+            "look": (
+                lambda: reach_consensus(truth, views.images, torch.zeros(6, dtype=torch.bool), config),
+                6 * 5 * 1.9,
+            ),
+            "spot": (lambda: _compare(truth), 6 * height * width * 5),
+            "draw": (lambda: recolor(plain, posed, passes=1), 6 * 1.5 * 0.9 * plain.means.shape[1]),
+        }
+        return Rates(**{name: _seconds(step) / work for name, (step, work) in steps.items()})
+
+
+def _seconds(step) -> float:
+    """The better of two runs after one that warms up."""
+    step()
+    best = float("inf")
+    for _ in range(2):
+        began = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _network_and_lifting(model: Da3Splat, images: torch.Tensor) -> None:
+    if model.network.predicts_cameras:
+        model(images)
+    else:
+        model.network.decode(model.network.encode(images))
+
+
+def _compare(geometry) -> None:
+    config = MergeConfig()
+    maps = SurfaceMaps.of(geometry, config)
+    for view in range(geometry.depth.shape[1]):
+        maps.spots(view, config, 0.02)
+
+
+def held_mb() -> float:
+    """What this process holds now, in MB."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 700.0  # what Python, torch and the imports take
+    return float(status.read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+def parse_memory(text: str) -> float:
+    """MB of `8GB`, `512MB`, `6.5G`. ValueError for anything else."""
+    number, unit = text.strip().rstrip("Bb")[:-1], text.strip().rstrip("Bb")[-1:].upper()
+    try:
+        found = float(number) * {"G": 1024.0, "M": 1.0}[unit]
+    except (ValueError, KeyError):
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise ValueError(f"--max-memory: expected a size such as 8GB or 512MB, got {text!r}")
+    return found
+
+
+def _size_of(preset: str) -> Preset:
+    name = NESTED[preset][0] if preset in NESTED else preset
+    if name not in PRESETS:
+        raise ValueError(f"preset: expected one of {', '.join((*PRESETS, *NESTED))}, got {preset!r}")
+    return PRESETS[name]
+
+
+def _head_bytes(size: Preset, height: int, width: int, views: int = 2) -> float:
+    """The dense heads on a few views: maps at eight times the patch grid, several at once, and at full size."""
+    patches = height * width // PATCH**2
+    return views * 4 * (5 * 64 * patches * size.features + 1.5 * height * width * (size.features + 32))
+
+
+def _words(prediction: Prediction) -> str:
+    memory = f"about {prediction.peak_mb / 1024:.1f} GB"
+    if prediction.seconds != prediction.seconds:
+        return memory
+    seconds = prediction.seconds
+    return f"{memory}, {seconds:.0f} s" if seconds < 120 else f"{memory}, {seconds / 60:.0f} min"

@@ -1,0 +1,80 @@
+"""The planner: parts by hand, growth with views, what is chosen within a limit, one clear line where nothing fits."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from captures import small_capture
+from test_cli import run
+
+from da3_splat.fusion.fuse import NO_FUSION, FusionConfig
+from da3_splat.planning import Rates, gaussians_kept, make_plan, parse_memory, predict
+
+RATES = Rates(view=0.1, score=1e-10, look=0.01, spot=1e-8, draw=1e-6)
+
+
+def test_attention_and_pictures_by_hand():
+    """mini, 2 views of 28x42: 7 tokens each of 192, four taps of 384 on 6 patches."""
+    found = predict("mini", 2, 28, 42, 500.0, RATES, fusion=NO_FUSION)
+    taps = 4 * 4 * 384 * 2 * 6
+    assert found.parts["attention_mb"] * 2**20 == pytest.approx(5 * 4 * 192 * 14 + 0.75 * taps)
+    assert found.parts["pictures_mb"] * 2**20 == 12 * 2 * 28 * 42
+    assert found.parts["consensus_seconds"] == found.parts["merging_seconds"] == found.parts["coloring_seconds"] == 0
+    assert found.parts["network_seconds"] == pytest.approx(2 * 0.1 + 3 * 192 * 14**2 * 1e-10)
+    assert gaussians_kept(2, 28, 42, NO_FUSION) == 2 * 28 * 42
+
+
+def test_memory_grows_in_step_with_views_and_attention_time_with_their_square():
+    few, many = (predict("mini", views, 126, 168, 0.0, RATES) for views in (200, 2000))
+    assert 8 < (many.parts["attention_mb"] / few.parts["attention_mb"]) < 10.1
+    assert 8 < many.parts["consensus_mb"] / few.parts["consensus_mb"] < 10.1
+    rest = replace(RATES, view=0.0)
+    few, many = (predict("mini", views, 126, 168, 0.0, rest) for views in (200, 2000))
+    assert many.parts["network_seconds"] == pytest.approx(100 * few.parts["network_seconds"])
+    assert (
+        predict("mini", 200, 126, 168, 0.0, RATES, features_on_disk=True).peak_mb
+        < predict("mini", 200, 126, 168, 0.0, RATES).peak_mb
+    )
+
+
+def test_the_plan_fits_the_limit():
+    free = make_plan("mini", 300, 126, 168, 1e6, 600.0)
+    assert free.chunk is None and not free.features_on_disk
+    tight = make_plan("mini", 300, 126, 168, free.prediction.peak_mb - 100, 600.0)
+    assert tight.features_on_disk and tight.prediction.peak_mb <= free.prediction.peak_mb - 100
+    cut = make_plan("da3-small", 400, 280, 504, 4900.0, 700.0)
+    assert cut.chunk is not None and 0 < cut.overlap < cut.chunk < 400
+    assert "in chunks of" in cut.line and cut.prediction.peak_mb <= 4900
+    asked = make_plan("mini", 300, 126, 168, 1e6, 600.0, RATES, chunk=50, overlap=9)
+    assert (asked.chunk, asked.overlap) == (50, 9) and asked.prediction.seconds > 0
+    with pytest.raises(ValueError, match="more --max-memory"):
+        make_plan("mini", 300, 126, 168, 700.0, 600.0)
+    unfused = make_plan("mini", 300, 126, 168, 1e6, 600.0, fusion=replace(FusionConfig(), consensus=None))
+    assert unfused.prediction.peak_mb <= free.prediction.peak_mb
+
+
+def test_sizes_are_read():
+    assert parse_memory("8GB") == 8192 and parse_memory("512MB") == 512 and parse_memory("1.5g") == 1536
+    for text in ("8", "GB", "-1GB", "much", "nanGB", "infGB"):
+        with pytest.raises(ValueError, match="--max-memory: expected a size"):
+            parse_memory(text)
+
+
+def test_the_command_cuts_refuses_and_goes_on(tmp_path, capsys):
+    """--chunk makes one scene of chunks that stay on disk for the next time; too little memory is one line, code 2."""
+    capture = small_capture(tmp_path / "photos", views=9)
+    photos = tmp_path / "plain"
+    photos.mkdir()
+    for file in sorted((capture / "images").iterdir()):
+        (photos / file.name).write_bytes(file.read_bytes())
+    arguments = ["reconstruct", photos, "--output", tmp_path / "scene", "--resolution", 84]
+    found = []
+    for _ in range(2):
+        code, out, err = run(capsys, *arguments, "--chunk", 5, "--overlap", 2, "--json")
+        assert code == 0 and "in chunks of 5 that share 2" in err, err
+        found.append(json.loads(out))
+    assert [report["chunks_found"] for report in found] == [0, 3] and found[0]["chunks"] == 3
+    assert found[0]["gaussians"] == found[1]["gaussians"]
+    for wrong in (["--max-memory", "100MB"], ["--max-memory", "lots"], ["--overlap", "2"], ["--chunk", "1"]):
+        code, _, err = run(capsys, *arguments, *wrong)
+        assert code == 2 and len(err.strip().splitlines()) == 1, err

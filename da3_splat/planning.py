@@ -29,7 +29,7 @@ MB = 2**20
 # Measured once, on walks through synthetic rooms with `mini` (docs/scaling.md): nothing of the machine is in them.
 KEPT, KEPT_OF_FEW = 0.09, 3.4  # of S views' pixels this + that / S stay when 24 neighbours are merged
 IN_SIGHT = 0.7  # of all Gaussians, from one view
-SPARE_MB = 150  # kernels that are compiled, pools of threads, pieces, what the allocator keeps
+SPARE_MB = 300  # kernels that are compiled, pools of threads, pieces, what the allocator keeps
 SHORTEST_CHUNK = 8
 
 

@@ -19,11 +19,12 @@ from da3_splat.types import Cameras, Geometry
 @dataclass(frozen=True)
 class Drift:
     """Standard deviations of what each step from a view to the next is off by: turn in degrees, motion as a share of
-    the median depth, and the growth of scale."""
+    the median depth, and of scale; `growth` is by how much the scale grows at every step, always the same way."""
 
     rotation: float = 0.1
     translation: float = 0.001
     scale: float = 0.001
+    growth: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ def drifted(geometry: Geometry, drift: Drift, generator: torch.Generator) -> Geo
     poses = geometry.cameras.camera_to_world[0].double()
     count = len(poses)
     unit = geometry.depth[geometry.depth > 0].median().double()
-    scale = torch.exp(drift.scale * torch.randn(count, generator=generator, dtype=torch.float64).cumsum(0))
+    steps = drift.scale * torch.randn(count, generator=generator, dtype=torch.float64) + drift.growth
+    scale = torch.exp(steps.cumsum(0))
     angle = torch.deg2rad(drift.rotation * torch.randn(count, 3, generator=generator, dtype=torch.float64))
     shift = drift.translation * unit * torch.randn(count, 3, generator=generator, dtype=torch.float64)
     found = [poses[0]]

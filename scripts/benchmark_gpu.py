@@ -12,9 +12,9 @@ Parts, in order, while there is time left of --minutes:
     refine     refinement steps a second
     fusion     consensus and fusion of `mini`
 
-Random weights: speed does not depend on them. Options of the network: bfloat16 autocast (whose attention torch gives its
-flash kernel), channels-last heads, torch.compile by --compile. Without CUDA every part is left out, with a line. Nothing
-here has been measured yet: it was written on a machine without a GPU.
+Random weights: speed does not depend on them. Options of the network: bfloat16 autocast (whose attention torch gives
+its flash kernel), channels-last heads, torch.compile by --compile. Without CUDA every part is left out, with a line.
+Nothing here has been measured yet: it was written on a machine without a GPU.
 """
 
 import json

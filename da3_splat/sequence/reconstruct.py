@@ -65,7 +65,9 @@ def reconstruct_sequence(
     began = time.perf_counter()
     count = views.images.shape[1]
     chunks = chunk_ranges(count, config.chunk, config.overlap)
-    work = WorkFolder(folder, {**recipe, "views": count, "config": config, "fusion": fusion})
+    work = WorkFolder(
+        folder, {**recipe, "views": count, "chunk": config.chunk, "overlap": config.overlap, "fusion": fusion}
+    )
     descriptions: list[Tensor] = []
     made = 0
     for index, chunk in enumerate(progress("chunks")(chunks)):

@@ -4,9 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from captures import small_capture
 from test_cli import run
 
+from da3_splat.commands import memory
+from da3_splat.data.captures import find_frames
+from da3_splat.data.views import read_frames
 from da3_splat.fusion.fuse import NO_FUSION, FusionConfig
 from da3_splat.planning import Rates, gaussians_kept, make_plan, parse_memory, predict
 
@@ -79,3 +83,15 @@ def test_the_command_cuts_refuses_and_goes_on(tmp_path, capsys):
     for wrong in (["--max-memory", "100MB"], ["--max-memory", "lots"], ["--overlap", "2"], ["--chunk", "1"]):
         code, _, err = run(capsys, *arguments, *wrong)
         assert code == 2 and len(err.strip().splitlines()) == 1, err
+
+
+def test_views_on_disk_are_those_in_memory(tmp_path, monkeypatch):
+    """Read four at a time into a mapped file: pictures, cameras, names, windows and points as at once."""
+    monkeypatch.setattr(memory, "READ_AT_A_TIME", 4)
+    capture = find_frames(small_capture(tmp_path / "capture", views=9))
+    arguments = (capture.frames, capture.points, capture.colors, 70)
+    whole = read_frames(*arguments)
+    mapped = memory.views_on_disk(*arguments, lambda items: items, tmp_path / "work")
+    assert torch.equal(mapped.images, whole.images) and torch.equal(mapped.points, whole.points)
+    assert torch.equal(mapped.cameras.world_to_camera, whole.cameras.world_to_camera)
+    assert mapped.names == whole.names and mapped.windows == whole.windows and mapped.masks is None

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from da3_splat.fusion.fuse import FusionConfig, Progress
+    from da3_splat.io.frames import Frame
     from da3_splat.model import Da3Splat
     from da3_splat.planning import Plan
     from da3_splat.ranks import Workers
     from da3_splat.types import Scene, Views
 
+READ_AT_A_TIME = 32
 LEFT_FREE = 0.1  # of the memory that is free now
 
 
@@ -59,6 +65,56 @@ def carried_out(
 
         options["storage"] = FeatureFiles(work)
     return model.reconstruct(views, fusion=fusion, lifting_rays=rays, progress=progress, workers=workers, **options)
+
+
+def views_on_disk(
+    frames: Sequence[Frame],
+    points: np.ndarray | None,
+    colors: np.ndarray | None,
+    resolution: int,
+    progress: Callable[[Iterable], Iterable],
+    folder: Path,
+) -> Views:
+    """`read_frames` with the pictures in a mapped file under `folder`, which the system puts aside where memory is
+    short. ValueError where they are not of one size: these cannot be cropped to each other one by one."""
+    from da3_splat.backbone.storage import FeatureFiles
+    from da3_splat.data.views import read_frames
+    from da3_splat.types import Cameras, Views
+
+    parts, images = [], None
+    for start in progress(range(0, len(frames), READ_AT_A_TIME)):
+        part = read_frames(frames[start : start + READ_AT_A_TIME], points, colors, resolution)
+        if images is None:
+            images = FeatureFiles(folder)((1, len(frames), *part.images.shape[2:]), part.images)
+        if part.images.shape[2:] != images.shape[2:]:
+            raise ValueError(
+                f"{frames[start].path}: pictures {part.images.shape[4]}x{part.images.shape[3]} after others of "
+                f"{images.shape[4]}x{images.shape[3]}; by chunks they must be of one size"
+            )
+        images[:, start : start + READ_AT_A_TIME] = part.images
+        parts.append(replace(part, images=images[:, start : start + READ_AT_A_TIME]))
+    return Views(
+        images=images,
+        cameras=None if parts[0].cameras is None else Cameras.concatenate([part.cameras for part in parts]),
+        names=tuple(name for part in parts for name in part.names),
+        points=parts[0].points,
+        point_colors=parts[0].point_colors,
+        masks=_joined([part.masks for part in parts], images),
+        windows=tuple(window for part in parts for window in part.windows),
+    )
+
+
+def _joined(masks: list, images: Tensor) -> Tensor | None:
+    """Masks of all views (1,S,H,W), where any part has some."""
+    import torch
+
+    if all(mask is None for mask in masks):
+        return None
+    whole = torch.ones(images.shape[1], *images.shape[3:], dtype=torch.bool)
+    for start, mask in zip(range(0, len(whole), READ_AT_A_TIME), masks):
+        if mask is not None:
+            whole[start : start + READ_AT_A_TIME] = mask[0]
+    return whole[None]
 
 
 def _free_mb() -> float:

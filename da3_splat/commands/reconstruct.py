@@ -124,15 +124,15 @@ def reconstruct(
             FusionConfig() if fusion else NO_FUSION, max_gaussians=max_gaussians, min_confidence=prune, sky=sky
         )
         watch = _shown(window, views)
-        network = load_model(model, device)
         stamps = [(str(frame.path), frame.path.stat().st_mtime_ns) for frame in frames if isinstance(frame.path, Path)]
         recipe = {"model": model, "size": list(views.images.shape), "pictures": stamps, "poses": poses}
+        work = output / "work"
         with launched() as (workers, writes):
+            network = load_model(model, device)
             # All processes go by the plan of the first.
             (plan,) = workers(lambda _: planned(network, views, max_memory, chunk, overlap, config), [None])
             if plan is not None and writes and (plan.chunk or plan.features_on_disk or max_memory):
                 note(plan.line)
-            work = output / "work"
             scene = carried_out(plan, network, views, work, recipe, config, rays, bar, workers, watch).to("cpu")
         if not writes:
             return
@@ -291,8 +291,8 @@ def _views(
     skip_unreadable: bool,
     streamed: Path | None = None,
 ):
-    """The views of `source` and the frames behind them, with the cameras that `poses` asks for. The frames of a video
-    are kept in the folder `streamed`, where there is one, and in memory otherwise."""
+    """The views of `source` and the frames behind them, with the cameras that `poses` asks for. Where there is a
+    folder `streamed`, the frames of a video, and the views themselves, are kept there instead of in memory."""
     from da3_splat.data.captures import find_frames
     from da3_splat.data.views import read_frames
     from da3_splat.export import WRITTEN
@@ -315,7 +315,12 @@ def _views(
         if len(frames) < given:
             note(f"COLMAP placed {len(frames)} of {given} photos; the others are left out")
     skipped: dict[int, str] | None = {} if skip_unreadable else None
-    views = read_frames(frames, points, colors, resolution, bar("reading"), skipped)
+    if streamed is not None and skipped is None:
+        from da3_splat.commands.memory import views_on_disk
+
+        views = views_on_disk(frames, points, colors, resolution, bar("reading"), streamed)
+    else:
+        views = read_frames(frames, points, colors, resolution, bar("reading"), skipped)
     for reason in (skipped or {}).values():
         note(f"left out: {reason}")
     frames = [frame for index, frame in enumerate(frames) if index not in (skipped or {})]

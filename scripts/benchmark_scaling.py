@@ -206,13 +206,13 @@ def loop(folder: Path, numbers: dict, missed: list[str]) -> None:
 
 
 def quality(folder: Path, numbers: dict, missed: list[str]) -> None:
-    """48 views in one pass, and by chunks of 20, from the same simulated network: PSNR of the views' own pictures."""
-    model, given, truth = simulated(48, 84, 112, replace(DRIFT, growth=0.0), NOISE)
+    """36 views in one pass, and by chunks of 16, from the same simulated network: PSNR of the views' own pictures."""
+    model, given, truth = simulated(36, 56, 84, replace(DRIFT, growth=0.0), NOISE)
     scenes = {
         "one pass": model.reconstruct(given),
-        "chunks": reconstruct_sequence(model, given, SequenceConfig(20, 6), folder / "quality", {}),
+        "chunks": reconstruct_sequence(model, given, SequenceConfig(16, 5), folder / "quality", {}),
     }
-    shown = list(range(0, 48, 4))
+    shown = list(range(0, 36, 3))
     seen = truth.depth[0, shown] > 0
     scores = {}
     for name, scene in scenes.items():
@@ -220,7 +220,7 @@ def quality(folder: Path, numbers: dict, missed: list[str]) -> None:
             picture = render(scene.gaussians, scene.cameras.select(shown)).color[0]
         picture = torch.where(seen[:, None], picture, given.images[0, shown])
         scores[name] = float(psnr(picture, given.images[0, shown]).mean())
-        print(f"48 views of 112x84, {name}: {scores[name]:.2f} dB, {scene.gaussians.means.shape[1]} Gaussians")
+        print(f"36 views of 84x56, {name}: {scores[name]:.2f} dB, {scene.gaussians.means.shape[1]} Gaussians")
     numbers["quality_db"] = scores
     if scores["chunks"] < scores["one pass"] - 1:
         missed.append(f"chunks are {scores['one pass'] - scores['chunks']:.2f} dB below one pass")

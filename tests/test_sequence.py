@@ -20,6 +20,7 @@ from da3_splat.sequence.pose_graph import chained, compose, optimized
 from da3_splat.sequence.reconstruct import SequenceConfig, meeting, reconstruct_sequence
 from da3_splat.sequence.retrieval import loop_candidates
 from da3_splat.sequence.simulation import Drift, SimulatedBackbone, end_drift, trajectory_error
+from da3_splat.sequence.work_folder import WorkFolder
 from da3_splat.types import Geometry, Views
 
 PLAIN_FUSION = FusionConfig(consensus=None, recolor_passes=1)
@@ -142,6 +143,19 @@ def test_loops_halve_the_drift(walk, tmp_path):
         paths[loops] = trajectory_error(scene.cameras, walk[1].cameras)
     assert scene.report["loops_closed"] >= 1
     assert ends[True] < 0.5 * ends[False] and paths[True] < paths[False] < 0.02
+
+
+def test_bridges_between_the_same_views_of_other_chunks(walk, tmp_path):
+    """View 9 is at the end of one chunk and early in the next: its bridge to view 30 has other views for each."""
+    model, work = simulated(walk, Drift(0, 0, 0)), WorkFolder(tmp_path, {})
+    chunks = chunk_ranges(36, 12, 4)
+    for index, chunk in enumerate(chunks):
+        some = walk[0].select(slice(chunk.start, chunk.stop))
+        work.save(module._name(index), module._chunk(model, some, PLAIN_FUSION, map))
+    for i in (0, 1):
+        found = module._bridged(model, walk[0], chunks, (i, 3, 9, 34), work, PLAIN_FUSION, map)
+        assert all((one.first, one.second) == (i, 3) for one in found)
+    assert len(list(tmp_path.glob("bridge*"))) == 2
 
 
 def test_a_killed_run_goes_on_to_the_same_scene(walk, tmp_path, monkeypatch):

@@ -183,7 +183,7 @@ def _bridged(
     i, j, u, v = candidate
     near_u = range(max(chunks[i].start, u - REACH), min(chunks[i].stop, u + REACH + 1))
     near_v = range(max(chunks[j].start, v - REACH), min(chunks[j].stop, v + REACH + 1))
-    name = f"bridge_{u:06d}_{v:06d}"
+    name = f"bridge_{i:04d}_{j:04d}_{u:06d}_{v:06d}"  # the same views of other chunks may have fewer beside them
     bridge = work.load(name)
     if bridge is None:
         some = views.select([*near_u, *near_v])

@@ -173,7 +173,8 @@ def _by_chunks(
     """The peak is that of a chunk beside all pictures, or of fusion over all views; every chunk takes its time."""
     pixels = views * height * width
     gaussians = gaussians_kept(views, height, width, fusion)
-    last = start_mb + SPARE_MB + (12 * pixels + 12 * pixels + 18 * pixels + 3 * 104 * gaussians) / MB
+    agreeing = 26 * pixels + 2 * 8 * 52**2 * 6 * views if fusion.consensus else 0
+    last = start_mb + SPARE_MB + (24 * pixels + max(agreeing, 18 * pixels + 3 * 104 * gaussians)) / MB
     peak = max(one.peak_mb + 12 * (views - size) * height * width / MB, last)
     chunks = 1 + max(0, -(-(views - size) // max(1, size - overlap)))
     per_chunk = one.seconds - one.parts.get("coloring_seconds", 0.0)

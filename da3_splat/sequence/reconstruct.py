@@ -3,7 +3,7 @@
 views -- overlapping chunks --> each reconstructed alone --> work folder (a killed run goes on from there)
   neighbours share views      --> links: similarities of shared points and poses
   views of far chunks look alike --> bridge: some views of both, reconstructed together --> links that close loops
-  links -- pose graph --> one world --> fusion of all views --> one splat
+  links -- pose graph --> one world --> all views made to agree, and fused --> one splat
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from da3_splat.fusion.fuse import FusionConfig, Progress, fuse, usable_pixels
+from da3_splat.fusion.fuse import FusionConfig, Progress, agree, fuse, usable_pixels
 from da3_splat.fusion.merging import kept_pixels
-from da3_splat.geometry.alignment import Similarity, transform_cameras, transform_gaussians
+from da3_splat.geometry.alignment import Similarity, scaled_about, transform_cameras, transform_gaussians
 from da3_splat.geometry.frames import known_poses
 from da3_splat.geometry.projection import project
 from da3_splat.model import Da3Splat
@@ -58,7 +58,7 @@ def reconstruct_sequence(
 ) -> Scene:
     """The scene of views (1,S) in order, as `Da3Splat.reconstruct` gives it, with the memory of one chunk's network.
 
-    Unposed views have the reference view of the first chunk at the origin, posed ones come back in their frame.
+    Unposed views come in the frame of the first chunk, posed ones in their own.
     `recipe` says what the chunks in `folder` depend on beside `config` and `fusion`: pictures, weights, resolution.
     `views.images` may be mapped from a file. `report` counts chunks, links and loops.
     """
@@ -87,13 +87,19 @@ def reconstruct_sequence(
             for index, (chunk, own, place) in enumerate(zip(chunks, owned, places))
         ]
     )
+    laid, unposed = geometry, views.cameras is None
+    if len(chunks) > 1:  # seams: what two chunks say of one place, and both of them alone could not compare
+        fixed = torch.full((count,), not unposed)
+        geometry, agreement = agree(geometry, views, fixed, fusion)
+        report |= agreement
     owner = [index for index, own in enumerate(owned) for _ in own]
     load = lru_cache(maxsize=2)(lambda index: work.load(_name(index)))
 
     def gaussians_of_view(view: int) -> Gaussians:
         index = owner[view]
         found = load(index).gaussians_of_view(view - chunks[index].start)
-        return transform_gaussians(_single(places[index]), found).to(geometry.depth.device)
+        found = transform_gaussians(_single(places[index]), found)
+        return relaid(found, laid.select([view]), geometry.select([view]))
 
     gaussians, counts = fuse(geometry, views, gaussians_of_view, fusion, progress, workers)
     report |= {"chunks": len(chunks), "chunks_found": len(chunks) - made, "views": count, **counts}
@@ -105,6 +111,14 @@ def reconstruct_sequence(
         "lifting_seconds": time.perf_counter() - placed,
     }
     return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report)
+
+
+def relaid(gaussians: Gaussians, before: Geometry, after: Geometry) -> Gaussians:
+    """The pixel-aligned Gaussians (1,H*W) of one view moved with its camera, and along its rays with its depth."""
+    motion = after.cameras.camera_to_world[0, 0] @ before.cameras.world_to_camera[0, 0]
+    gaussians = transform_gaussians(Similarity(motion.new_ones(()), motion[:3, :3], motion[:3, 3]), gaussians)
+    ratio = torch.where(before.depth > 0, after.depth / before.depth, 1.0).flatten(1)
+    return scaled_about(gaussians, after.cameras.centers, ratio)
 
 
 def _name(index: int) -> str:

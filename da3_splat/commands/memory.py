@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from da3_splat.fusion.fuse import FusionConfig, Progress
     from da3_splat.io.frames import Frame
-    from da3_splat.model import Da3Splat
+    from da3_splat.model import Da3Splat, Watch
     from da3_splat.planning import Plan
     from da3_splat.ranks import Workers
     from da3_splat.types import Scene, Views
@@ -49,8 +49,10 @@ def carried_out(
     rays: str,
     progress: Progress,
     workers: Workers,
+    watch: Watch,
 ) -> Scene:
-    """The scene as planned. Chunks, and features on disk, lie in the folder `work`; chunks stay there."""
+    """The scene as planned. Chunks, and features on disk, lie in the folder `work`; chunks stay there.
+    `watch` sees views as they are laid in one pass."""
     if plan is not None and plan.chunk is not None:
         from da3_splat.sequence.reconstruct import SequenceConfig, reconstruct_sequence
 
@@ -64,7 +66,9 @@ def carried_out(
         from da3_splat.backbone.storage import FeatureFiles
 
         options["storage"] = FeatureFiles(work)
-    return model.reconstruct(views, fusion=fusion, lifting_rays=rays, progress=progress, workers=workers, **options)
+    return model.reconstruct(
+        views, fusion=fusion, lifting_rays=rays, progress=progress, watch=watch, workers=workers, **options
+    )
 
 
 def views_on_disk(

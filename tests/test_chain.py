@@ -106,6 +106,7 @@ def test_terms_of_the_student():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_chain_of_teacher_and_students_runs_and_goes_on(tmp_path):
     """Three steps of everything; the second call does nothing anew; other settings are refused."""
     command = [sys.executable, str(ROOT / "scripts" / "train_chain.py"), "--output", str(tmp_path / "chain")]

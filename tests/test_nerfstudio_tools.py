@@ -101,6 +101,7 @@ def test_render_camera_path(run, some_ffmpeg, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_viewer_of_a_finished_run(run):
     """ns-viewer, as a command: serves its page on loopback, with no error before it is stopped."""
     with socket.socket() as free:
@@ -120,6 +121,7 @@ def test_viewer_of_a_finished_run(run):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_training_goes_on_after_a_kill(run, tmp_path):
     """kill -9 in the middle of ns-train: the checkpoint is whole, and --load-dir goes on from it."""
     data = run[0].parents[3] / "capture"

@@ -198,6 +198,7 @@ def test_a_scene_fills_while_it_is_made(made, tmp_path, capsys, monkeypatch):
     assert {given[0] for name, given in seen if name == "show_chunk"} == {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_in_a_browser(made):
     """Splats appear; switches and sliders change what is shown; a click on a camera leads there, to what our renderer
     shows from the same place; the ruler measures."""

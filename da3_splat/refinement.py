@@ -21,10 +21,8 @@ from da3_splat.rendering import render
 from da3_splat.types import Cameras, Gaussians, Record, Rendering, Views
 
 STANDS_OUT = 4.0  # spreads (of the views' losses) above their median from which a view counts less
-POSE_BETAS = (
-    0.5,
-    0.9,
-)  # of Adam: a camera is looked at some dozens of times, and what was right then is soon forgotten
+# Of Adam on cameras: each is looked at some dozens of times, and what was right then is soon forgotten.
+POSE_BETAS = (0.5, 0.9)
 TRUSTED = 0.5  # a view that counts less than this is named in the report
 
 

@@ -239,7 +239,7 @@ def test_sampler_goes_on_with_other_ranks():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_a_student_of_two_processes_goes_on_with_one(tmp_path, strategy):
     """Two gloo ranks train four steps; one process goes on to seven, and a plain network loads what comes out."""
     recipe = tmp_path / "recipe.yaml"

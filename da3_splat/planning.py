@@ -88,11 +88,9 @@ def predict(
     attending = (
         5 * 4 * size.dim * tokens + 0.75 * taps if size.alternate_from is not None else 2 * 4 * size.dim * tokens
     )
-    pairs = views * min(fusion.consensus.neighbours, views - 1) if fusion.consensus else 0
-    unknowns = 6 + fusion.consensus.grid[0] * fusion.consensus.grid[1] if fusion.consensus else 0
-    # Colours, log depth and flags (18), log depth on its way (8); blocks of pairs twice, while they are joined.
-    agreeing = taps + maps + (26 * pixels + 2 * 8 * (2 * unknowns) ** 2 * pairs if fusion.consensus else 0)
-    gaussian = 4 * (3 + 4 + 3 + 1 + 3 * (sh_degree + 1) ** 2 + 1) + 8
+    pairs = _pairs(views, fusion)
+    agreeing = taps + maps + _consensus_bytes(pixels, views, fusion)
+    gaussian = _gaussian_bytes(sh_degree)
     # The network's own maps and the corrected depth, merging's 18; then Gaussians twice, while they are joined.
     fusing = taps + maps + 4 * pixels + 18 * pixels + 2 * gaussian * gaussians
     drawn = 1 if fusion.recolor_passes else 0
@@ -173,8 +171,8 @@ def _by_chunks(
     """The peak is that of a chunk beside all pictures, or of fusion over all views; every chunk takes its time."""
     pixels = views * height * width
     gaussians = gaussians_kept(views, height, width, fusion)
-    agreeing = 26 * pixels + 2 * 8 * 52**2 * 6 * views if fusion.consensus else 0
-    last = start_mb + SPARE_MB + (24 * pixels + max(agreeing, 18 * pixels + 3 * 104 * gaussians)) / MB
+    agreeing = _consensus_bytes(pixels, views, fusion)
+    last = start_mb + SPARE_MB + (24 * pixels + max(agreeing, 18 * pixels + 3 * _gaussian_bytes(1) * gaussians)) / MB
     peak = max(one.peak_mb + 12 * (views - size) * height * width / MB, last)
     chunks = 1 + max(0, -(-(views - size) // max(1, size - overlap)))
     per_chunk = one.seconds - one.parts.get("coloring_seconds", 0.0)
@@ -266,6 +264,24 @@ def _head_bytes(size: Preset, height: int, width: int, views: int = 2) -> float:
     """The dense heads on a few views: maps at eight times the patch grid, several at once, and at full size."""
     patches = height * width // PATCH**2
     return views * 4 * (5 * 64 * patches * size.features + 1.5 * height * width * (size.features + 32))
+
+
+def _pairs(views: int, fusion: FusionConfig) -> int:
+    """Pairs of views that consensus looks at."""
+    return views * min(fusion.consensus.neighbours, views - 1) if fusion.consensus else 0
+
+
+def _consensus_bytes(pixels: int, views: int, fusion: FusionConfig) -> int:
+    """Colours, log depth and flags (18 a pixel), log depth on its way (8); blocks of pairs twice, while joined."""
+    if fusion.consensus is None:
+        return 0
+    unknowns = 6 + fusion.consensus.grid[0] * fusion.consensus.grid[1]
+    return 26 * pixels + 2 * 8 * (2 * unknowns) ** 2 * _pairs(views, fusion)
+
+
+def _gaussian_bytes(sh_degree: int) -> int:
+    """Of one Gaussian with confidence and source view."""
+    return 4 * (3 + 4 + 3 + 1 + 3 * (sh_degree + 1) ** 2 + 1) + 8
 
 
 def _words(prediction: Prediction) -> str:

@@ -181,11 +181,7 @@ class Refinement:
             gaussians = activated(self.start, self.raw).detach()
             parts = [self._camera(view) for view in range(self.count)]
             given = self.views.cameras
-            cameras = replace(
-                given,
-                world_to_camera=torch.cat([part.world_to_camera for part in parts], dim=1).detach(),
-                intrinsics=torch.cat([part.intrinsics for part in parts], dim=1).detach(),
-            )
+            cameras = Cameras.concatenate(parts).detach()
             if self.config.poses:
                 # Cameras and Gaussians may have drifted together, which no picture shows.
                 motion = camera_similarity(cameras, given)
@@ -235,6 +231,11 @@ def trust_of(losses: Tensor) -> Tensor:
 def doubtful_names(names: Sequence[str], losses: Tensor) -> tuple[str, ...]:
     """Which views fit so much worse than the others that they count less than TRUSTED."""
     return tuple(name for name, trust in zip(names, trust_of(losses).tolist()) if trust < TRUSTED)
+
+
+def doubtful_remark(name: str) -> str:
+    """What is said of such a view."""
+    return f"{name} fits the others badly and counted less: moved things in it, or a wrong pose?"
 
 
 def _raw(start: Gaussians, sh_degree: int) -> dict[str, Tensor]:

@@ -295,6 +295,11 @@ class Gaussians(Record):
     def sh_degree(self) -> int:
         return int(self.sh.shape[2] ** 0.5) - 1
 
+    def kept_on_disk(self) -> dict[str, Tensor]:
+        """What draws them, and their confidence where there is one, by the names of the fields."""
+        names = ("means", "quats", "scales", "opacities", "sh", "confidence")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
     def select(self, index: Tensor) -> Gaussians:
         """The Gaussians of a boolean or integer index over N (the same one for every batch item)."""
         picked = {

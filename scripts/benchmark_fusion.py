@@ -27,6 +27,7 @@ from rich.console import Console
 from da3_splat import load_model, load_views, render
 from da3_splat.data.disturbance import Disturbance, disturb
 from da3_splat.data.synthetic import render_worlds, sample_cameras, sample_worlds
+from da3_splat.evaluation.measuring import peak_bytes
 from da3_splat.fusion.fuse import NO_FUSION, FusionConfig, agree, fuse
 from da3_splat.geometry.projection import project, unproject
 from da3_splat.geometry.surfaces import pixel_widths
@@ -130,7 +131,7 @@ def fused(geometry: Geometry, images: torch.Tensor, fixed: bool, config: FusionC
 
 def peak_mb() -> float:
     """Peak memory of this process so far."""
-    return float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return peak_bytes() / 2**20
 
 
 def true_geometry(worlds: int, numbers: dict, missed: list[str]) -> None:

@@ -28,6 +28,7 @@ import tyro
 from da3_splat import create_model, load_model, render
 from da3_splat.data.disturbance import Disturbance
 from da3_splat.data.synthetic import render_worlds, sample_walk, sample_worlds
+from da3_splat.evaluation.measuring import forget_peak, peak_bytes
 from da3_splat.fusion.fuse import NO_FUSION
 from da3_splat.heads.plain import PlainHead
 from da3_splat.metrics import psnr
@@ -44,6 +45,7 @@ COUNTS, FULL_COUNTS = (10, 30, 100, 300), (10, 30, 100, 300, 1000)
 BARE = ("table", "loop", "quality", "resume", "ranks")
 DRIFT = Drift(rotation=0.1, translation=0.001, scale=0.001, growth=0.0002)
 NOISE = Disturbance(depth=0.01)
+DRAWN = ("means", "scales", "quats", "opacities", "sh")
 
 
 @dataclass
@@ -74,10 +76,6 @@ def walk(views: int, height: int, width: int) -> tuple[Views, Geometry]:
     return Views(images=images), Geometry.concatenate(parts)
 
 
-def peak_mb() -> float:
-    return float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-
-
 def pictures(folder: Path, views: int, size: tuple[int, int]) -> Views:
     """The walk's pictures, made by the first process that asks."""
     file = folder / f"walk_{views}_{size[0]}x{size[1]}.pt"
@@ -97,7 +95,7 @@ def measure(kind: str, views: int, folder: Path) -> dict[str, float]:
     model = load_model("mini") if preset == "mini" else create_model(preset, head="plain").eval()
     rates = measure_rates(model, *size)
     start = held_mb() - given.images.numel() * 4 / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peaks of making and measuring
+    forget_peak()  # of making and measuring
     began, cpu = time.perf_counter(), time.process_time()
     if kind == "chunks":
         plan = make_plan(preset, views, *size, LIMIT_MB, start, rates, chunk=100, overlap=20)
@@ -110,7 +108,7 @@ def measure(kind: str, views: int, folder: Path) -> dict[str, float]:
     return {
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_mb": peak_mb(),
+        "peak_mb": peak_bytes() / 2**20,
         "start_mb": start,
         "predicted_mb": said.peak_mb,
         "predicted_seconds": said.seconds,
@@ -236,11 +234,10 @@ def resume(folder: Path, numbers: dict, missed: list[str]) -> None:
                     time.sleep(0.05)
                 process.kill()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    whole, killed = (torch.load(folder / name / "scene.pt", weights_only=True) for name in ("whole", "killed"))
-    same = all(torch.equal(whole[key], killed[key]) for key in ("means", "scales", "quats", "opacities", "sh"))
-    print(f"killed after two chunks and run again ({int(killed['found'])} chunks found): same scene: {same}")
-    numbers["resume"] = {"same": same, "chunks_found": int(killed["found"])}
-    if not same or int(killed["found"]) < 1:
+    same, found = compared(folder / "whole", folder / "killed")
+    print(f"killed after two chunks and run again ({found} chunks found): same scene: {same}")
+    numbers["resume"] = {"same": same, "chunks_found": found}
+    if not same or found < 1:
         missed.append("a resumed run differs")
 
 
@@ -251,12 +248,18 @@ def ranks(folder: Path, numbers: dict, missed: list[str]) -> None:
     subprocess.run(alone, check=True, stdout=subprocess.DEVNULL)
     command = [*two, "--worker", f"ranks,20,{folder / 'two'}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    one, both = (torch.load(folder / name / "scene.pt", weights_only=True) for name in ("one", "two"))
-    same = all(torch.equal(one[key], both[key]) for key in ("means", "scales", "quats", "opacities", "sh"))
+    same, _ = compared(folder / "one", folder / "two")
     print(f"two gloo ranks and one process: same scene: {same}")
     numbers["ranks"] = {"same": same}
     if not same:
         missed.append("two ranks differ from one")
+
+
+def compared(first: Path, second: Path) -> tuple[bool, int]:
+    """Whether the scenes that `written` left in two folders are the same to the last bit, and how many chunks the
+    second found."""
+    one, other = (torch.load(folder / "scene.pt", weights_only=True) for folder in (first, second))
+    return all(torch.equal(one[key], other[key]) for key in DRAWN), int(other["found"])
 
 
 def written(kind: str, views: int, folder: Path) -> None:
@@ -272,7 +275,7 @@ def written(kind: str, views: int, folder: Path) -> None:
             found = scene.report["chunks_found"]
         if writes:
             folder.mkdir(parents=True, exist_ok=True)
-            kept = {key: getattr(scene.gaussians, key) for key in ("means", "scales", "quats", "opacities", "sh")}
+            kept = {key: getattr(scene.gaussians, key) for key in DRAWN}
             torch.save({**kept, "found": torch.tensor(found)}, folder / "scene.pt")
 
 

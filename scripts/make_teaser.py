@@ -23,6 +23,7 @@ from da3_splat.io.files import replacing
 from da3_splat.io.images import color_of_depth
 from da3_splat.refinement import RefinementConfig, refine
 from da3_splat.starting_points import starting_gaussians
+from da3_splat.viewer.drawing import picture_of
 
 VIEWS, HEIGHT, WIDTH, SEED, ARC = 9, 168, 224, 20, 60
 SHOWN = (1, 4, 7)
@@ -38,11 +39,6 @@ class Settings:
     """refinement steps of the splat"""
     json: Path | None = None
     """write the size of the picture there"""
-
-
-def pixels(image: torch.Tensor) -> np.ndarray:
-    """(3,H,W) in [0,1] as (H,W,3) uint8."""
-    return (image.permute(1, 2, 0).clamp(0, 1) * 255 + 0.5).to(torch.uint8).numpy()
 
 
 def seen_from_behind(cameras: Cameras) -> Cameras:
@@ -84,12 +80,12 @@ start = starting_gaussians(scene, views, max_gaussians=40_000)
 gaussians = refine(start.gaussians, views, RefinementConfig(steps=settings.steps)).gaussians
 onlooker = seen_from_behind(scene.cameras)
 with torch.no_grad():
-    splat = Image.fromarray(pixels(render(gaussians, onlooker, background=torch.ones(3)).color[0, 0]))
+    splat = Image.fromarray(picture_of(render(gaussians, onlooker, background=torch.ones(3)).color[0, 0]))
 with_rays(splat, scene, onlooker)
 depth = (color_of_depth(scene.geometry.depth[0].numpy()) * 255).astype(np.uint8)
 sheet = Image.new("RGB", (splat.width, splat.height + 2 * (HEIGHT + GAP)), "white")
 for column, view in enumerate(SHOWN):
-    sheet.paste(Image.fromarray(pixels(views.images[0, view])), (column * (WIDTH + GAP), 0))
+    sheet.paste(Image.fromarray(picture_of(views.images[0, view])), (column * (WIDTH + GAP), 0))
     sheet.paste(Image.fromarray(depth[view]), (column * (WIDTH + GAP), HEIGHT + GAP))
 sheet.paste(splat, (0, 2 * (HEIGHT + GAP)))
 with replacing(settings.output) as beside:

@@ -202,8 +202,11 @@ def _tell(report: dict, output: Path, model: str) -> None:
             f"refined from {report['start']}: {report['refine_steps']} steps in {report['refine_seconds']:.0f} s, "
             f"{report['refined_psnr_db']:.1f} dB on the photos themselves"
         )
-    for name in report.get("doubtful_views", ()):
-        note(f"{name} fits the others badly and counted less: moved things in it, or a wrong pose?")
+    if report.get("doubtful_views"):
+        from da3_splat.refinement import doubtful_remark
+
+        for name in report["doubtful_views"]:
+            note(doubtful_remark(name))
     agreement = report.get("consensus_agreement")
     if report["poses"] == "da3" and agreement is not None and agreement < DOUBTFUL_AGREEMENT:
         note(

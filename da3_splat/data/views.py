@@ -80,12 +80,7 @@ def join_views(
     reads = [_cropped(read, height, width) for read in reads]
     cameras = masks = None
     if reads[0].camera is not None:
-        cameras = Cameras(
-            world_to_camera=torch.cat([read.camera.world_to_camera for read in reads], dim=1).float(),
-            intrinsics=torch.cat([read.camera.intrinsics for read in reads], dim=1).float(),
-            height=height,
-            width=width,
-        )
+        cameras = Cameras.concatenate([read.camera for read in reads]).to(torch.float32)
     if any(read.mask is not None for read in reads):
         everything = torch.ones(height, width, dtype=torch.bool)
         masks = torch.stack([everything if read.mask is None else read.mask for read in reads])[None]

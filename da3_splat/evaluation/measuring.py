@@ -31,24 +31,25 @@ def measured() -> Iterator[Measurement]:
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     else:
-        _forget_peak()
+        forget_peak()
     began = time.perf_counter()
     yield result
     if cuda:
         torch.cuda.synchronize()
         result.peak_memory_mb = torch.cuda.max_memory_allocated() / 1e6
     else:
-        result.peak_memory_mb = _peak_bytes() / 1e6
+        result.peak_memory_mb = peak_bytes() / 1e6
     result.seconds = time.perf_counter() - began
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     forget = Path("/proc/self/clear_refs")
     if forget.exists():  # Linux alone; elsewhere the peak is that of the whole process so far
         forget.write_text("5")
 
 
-def _peak_bytes() -> float:
+def peak_bytes() -> float:
+    """Most memory that this process has held, since `forget_peak` where that is possible."""
     status = Path("/proc/self/status")
     if status.exists():
         return 1024 * float(status.read_text().split("VmHWM:")[1].split()[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -82,11 +82,7 @@ class ResultsOnDisk:
         if missing or not views.names:
             raise ValueError(f"{place / 'transforms.json'}: no frame for the context {(missing or ['(unnamed)'])[0]}")
         single = [_covering(frames[Path(name).stem], *views.images.shape[-2:]) for name in views.names]
-        return replace(
-            single[0],
-            world_to_camera=torch.cat([camera.world_to_camera for camera in single], dim=1),
-            intrinsics=torch.cat([camera.intrinsics for camera in single], dim=1),
-        )
+        return Cameras.concatenate(single)
 
 
 def _covering(frame: Frame, height: int, width: int) -> Cameras:

@@ -20,6 +20,11 @@ class Similarity:
     rotation: Tensor
     translation: Tensor
 
+    @staticmethod
+    def rigid(pose: Tensor) -> Similarity:
+        """That of a pose (...,4,4), with scale 1."""
+        return Similarity(pose.new_ones(pose.shape[:-2]), pose[..., :3, :3], pose[..., :3, 3])
+
     def apply(self, points: Tensor) -> Tensor:
         """Moved points (...,P,3)."""
         return self.scale[..., None, None] * points @ self.rotation.transpose(-1, -2) + self.translation[..., None, :]

@@ -55,8 +55,7 @@ def _moved_rays(motion: Similarity, ray_map: RayMap | None) -> RayMap | None:
 
 def at_origin(geometry: Geometry, reference: int) -> Geometry:
     """The same geometry in a world where camera `reference` is the origin."""
-    pose = geometry.cameras.world_to_camera[0, reference]
-    motion = Similarity(pose.new_ones(()), pose[:3, :3], pose[:3, 3])
+    motion = Similarity.rigid(geometry.cameras.world_to_camera[0, reference])
     rays = _moved_rays(motion, geometry.ray_map)
     return replace(geometry, cameras=transform_cameras(motion, geometry.cameras), ray_map=rays)
 

@@ -110,10 +110,15 @@ def list_images(folder: str | Path) -> list[Path]:
     return found
 
 
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """Values in [0,1], cut off there, as uint8; what is no number becomes 0."""
+    return (np.nan_to_num(pixels).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+
+
 def write_image(path: str | Path, pixels: np.ndarray) -> None:
     """Write (H,W,3) values in [0,1] or uint8 as a picture; the ending chooses the format."""
     if pixels.dtype != np.uint8:
-        pixels = (np.nan_to_num(pixels).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+        pixels = eight_bits(pixels)
     with replacing(path) as beside:
         Image.fromarray(pixels).save(beside)
 

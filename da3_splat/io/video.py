@@ -11,6 +11,7 @@ from PIL import Image
 
 from da3_splat.io.files import replacing
 from da3_splat.io.frames import Frame
+from da3_splat.io.images import eight_bits
 
 SMALL_WIDTH = 96  # pixels of the grey pictures on which sharpness and motion are measured
 TILES = (4, 6)  # rows and columns of tiles whose motion is measured
@@ -109,7 +110,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float = 30.
     with replacing(path) as beside, av.open(str(beside), "w") as container:
         stream = None
         for pixels in frames:
-            pixels = (np.nan_to_num(pixels).clip(0, 1) * 255 + 0.5).astype(np.uint8)
+            pixels = eight_bits(pixels)
             pixels = np.ascontiguousarray(pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2])
             if stream is None:
                 stream = container.add_stream("libx264", rate=round(fps), options={"crf": "18"})

@@ -11,15 +11,10 @@ from da3_splat.rendering import render
 from da3_splat.spherical_harmonics import rgb_to_dc
 from da3_splat.types import Cameras, Gaussians
 
-FIELDS = ("means", "quats", "scales", "opacities", "sh", "confidence")
-
 
 def to_state(gaussians: Gaussians | None) -> dict[str, Tensor]:
     """Plain tensors for a checkpoint; none where there are no Gaussians."""
-    if gaussians is None:
-        return {}
-    values = {name: getattr(gaussians, name) for name in FIELDS}
-    return {name: value for name, value in values.items() if value is not None}
+    return {} if gaussians is None else gaussians.kept_on_disk()
 
 
 def from_state(state: dict[str, Tensor], device: torch.device) -> Gaussians | None:

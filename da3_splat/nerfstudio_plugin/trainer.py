@@ -15,7 +15,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from da3_splat.io.files import replacing
 from da3_splat.nerfstudio_plugin.pipeline import Da3SplatPipeline
 from da3_splat.nerfstudio_plugin.schedulers import DecayConfig
-from da3_splat.refinement import doubtful_names
+from da3_splat.refinement import doubtful_names, doubtful_remark
 from da3_splat.trained_run import write_user_frame
 
 
@@ -64,7 +64,7 @@ class Da3SplatTrainer(Trainer):
     def _name_doubtful_views(self) -> None:
         names = [path.name for path in self.pipeline.datamanager.train_dataset.image_filenames]
         for name in doubtful_names(names, self.pipeline.model.view_losses):
-            CONSOLE.log(f"{name} fits the others badly and counted less: moved things in it, or a wrong pose?")
+            CONSOLE.log(doubtful_remark(name))
 
     @check_main_thread
     def save_checkpoint(self, step: int) -> None:

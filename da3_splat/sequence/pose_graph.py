@@ -22,8 +22,7 @@ def compose(a: Similarity, b: Similarity) -> Similarity:
 
 def chained(links: list[Link], count: int) -> list[Similarity]:
     """The similarities from `count` chunks to the frame of chunk 0, by links of neighbours alone."""
-    eye = torch.eye(3, dtype=torch.float64)
-    found = [Similarity(torch.ones((), dtype=torch.float64), eye, torch.zeros(3, dtype=torch.float64))]
+    found = [Similarity.rigid(torch.eye(4, dtype=torch.float64))]
     steps = {one.first: one for one in links if one.second == one.first + 1}
     for index in range(count - 1):
         if index not in steps:

@@ -116,7 +116,7 @@ def reconstruct_sequence(
 def relaid(gaussians: Gaussians, before: Geometry, after: Geometry) -> Gaussians:
     """The pixel-aligned Gaussians (1,H*W) of one view moved with its camera, and along its rays with its depth."""
     motion = after.cameras.camera_to_world[0, 0] @ before.cameras.world_to_camera[0, 0]
-    gaussians = transform_gaussians(Similarity(motion.new_ones(()), motion[:3, :3], motion[:3, 3]), gaussians)
+    gaussians = transform_gaussians(Similarity.rigid(motion), gaussians)
     ratio = torch.where(before.depth > 0, after.depth / before.depth, 1.0).flatten(1)
     return scaled_about(gaussians, after.cameras.centers, ratio)
 
@@ -159,9 +159,7 @@ def _places(
 ) -> tuple[list[Similarity], dict[str, object]]:
     """The similarity from each chunk to the world, and what was found on the way."""
     if views.cameras is not None and bool(known_poses(views.cameras).all()):  # each chunk is in the user's frame
-        one = torch.ones((), dtype=torch.float64)
-        here = Similarity(one, torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
-        return [here] * len(chunks), {"loops_closed": 0}
+        return [Similarity.rigid(torch.eye(4, dtype=torch.float64))] * len(chunks), {"loops_closed": 0}
     links = []
     before = work.load(_name(0)).geometry
     for index in range(len(chunks) - 1):

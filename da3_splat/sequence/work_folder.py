@@ -15,7 +15,7 @@ from da3_splat.io.files import replacing
 from da3_splat.types import Cameras, Gaussians, Geometry
 
 _MAPS = ("depth", "confidence", "sky")
-_FIELDS = ("means", "quats", "scales", "opacities", "sh", "confidence")
+_PREFIX = "gaussians."
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,9 @@ class ChunkResult:
         low, high = torch.searchsorted(self.places, torch.tensor([view * pixels, (view + 1) * pixels])).tolist()
         index = self.places[low:high] - view * pixels
         values = {}
-        for name in _FIELDS:
-            kept = getattr(self.gaussians, name)
-            if kept is not None:
-                values[name] = kept.new_zeros(1, pixels, *kept.shape[2:])
-                values[name][:, index] = kept[:, low:high]
+        for name, kept in self.gaussians.kept_on_disk().items():
+            values[name] = kept.new_zeros(1, pixels, *kept.shape[2:])
+            values[name][:, index] = kept[:, low:high]
         return Gaussians(**values)
 
 
@@ -70,8 +68,8 @@ class WorkFolder:
         )
         gaussians = None
         if "places" in values:
-            found = {key: values[f"gaussians.{key}"] for key in _FIELDS if f"gaussians.{key}" in values}
-            gaussians = Gaussians(**found)
+            found = {key: value for key, value in values.items() if key.startswith(_PREFIX)}
+            gaussians = Gaussians(**{key.removeprefix(_PREFIX): value for key, value in found.items()})
         geometry = Geometry(**maps, cameras=cameras)
         return ChunkResult(geometry, values["descriptions"], gaussians, values.get("places"))
 
@@ -82,8 +80,6 @@ class WorkFolder:
         values["descriptions"] = result.descriptions
         if result.gaussians is not None:
             values["places"] = result.places
-            for key in _FIELDS:
-                if getattr(result.gaussians, key) is not None:
-                    values[f"gaussians.{key}"] = getattr(result.gaussians, key)
+            values |= {_PREFIX + key: value for key, value in result.gaussians.kept_on_disk().items()}
         with replacing(self.path / f"{name}.safetensors") as beside:
             save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, beside)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -37,12 +37,7 @@ def content_of(scene: Scene, views: Views) -> Content:
     """A scene and the views it was made from, on the CPU."""
     scene, views = scene.to("cpu").detach(), views.to("cpu")
     metric = scene.report.get("scale_source") == "metric model"
-    posed = Views(
-        images=views.images,
-        cameras=scene.cameras.resized(*views.images.shape[-2:]),
-        names=views.names,
-        masks=views.masks,
-    )
+    posed = replace(views, cameras=scene.cameras.resized(*views.images.shape[-2:]))
     return Content(scene.gaussians, posed, scene.geometry, "m" if metric else "units")
 
 

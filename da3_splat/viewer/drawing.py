@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from da3_splat.geometry.rotations import quaternion_to_matrix
+from da3_splat.geometry.rotations import matrix_to_quaternion, quaternion_to_matrix
+from da3_splat.io.images import eight_bits
 from da3_splat.io.ply import drawable
 from da3_splat.rendering import render
 from da3_splat.spherical_harmonics import colors_from
@@ -67,6 +68,17 @@ def points_by_confidence(geometry: Geometry, views: Views, count: int) -> tuple[
         index = index[geometry.confidence[0].flatten()[index].argsort(descending=True)]
     points = geometry.points()[0].reshape(-1, 3)[index]
     return points.numpy(), views.images[0].permute(0, 2, 3, 1).reshape(-1, 3)[index].numpy()
+
+
+def pose_of(cameras: Cameras, view: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quaternion wxyz (4) and position (3) in the world of one camera, in float64."""
+    pose = cameras.camera_to_world[0, view].detach().cpu().double()
+    return matrix_to_quaternion(pose[:3, :3]).numpy(), pose[:3, 3].numpy()
+
+
+def picture_of(image: Tensor) -> np.ndarray:
+    """A picture (3,H,W) in [0,1] as (H,W,3) uint8."""
+    return eight_bits(image.permute(1, 2, 0).cpu().numpy())
 
 
 def up_direction(cameras: Cameras) -> np.ndarray:

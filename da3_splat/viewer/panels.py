@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import viser
-from torch import Tensor
 
 from da3_splat.export import FRAMES, FRAMES_PER_SECOND, write_flight
 from da3_splat.geometry.paths import fly_through
-from da3_splat.geometry.rotations import matrix_to_quaternion
 from da3_splat.io.images import color_of_depth
 from da3_splat.metrics import psnr
 from da3_splat.rendering import render
 from da3_splat.types import Cameras
-from da3_splat.viewer.drawing import point_on_ray, vertical_view
+from da3_splat.viewer.drawing import picture_of, point_on_ray, pose_of, vertical_view
 
 if TYPE_CHECKING:
     from da3_splat.viewer.server import SceneViewer
@@ -40,8 +38,8 @@ class CameraPanel:
             self.choice = gui.add_dropdown("View", self.names)
             self.button = gui.add_button("Go there")
             self.score = gui.add_markdown("")
-            self.compared = gui.add_image(self._pictures(0), label="Photo | rendering")
-            depth = self._depths(0)
+            pictures, depth = self._comparison(0)
+            self.compared = gui.add_image(pictures, label="Photo | rendering")
             self.depth = None if depth is None else gui.add_image(depth, label="Depth: network | rendering")
         self.choice.on_update(lambda event: self._compare(self._view()))
         self.button.on_click(lambda event: self._go(event.client, self._view()))
@@ -62,30 +60,26 @@ class CameraPanel:
         place(client, self.content.views.cameras, view)
 
     def _compare(self, view: int) -> None:
-        self.compared.image = self._pictures(view)
+        self.compared.image, depth = self._comparison(view)
         if self.depth is not None:
-            self.depth.image = self._depths(view)
+            self.depth.image = depth
 
     @torch.no_grad()
-    def _rendering(self, view: int):
-        return render(self.content.gaussians, self.content.views.cameras.select([view]))
-
-    def _pictures(self, view: int) -> np.ndarray:
-        given = self.content.views.images[:, view]
-        if self.content.gaussians is None:
-            return eight_bits(given[0])
-        rendered = self._rendering(view).color[:, 0].clamp(0, 1)
+    def _comparison(self, view: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Photo and rendering side by side (the photo alone where there are no Gaussians), and, where the network's
+        depth is known, that and the rendered one, in the same colours. Says the PSNR."""
+        given, gaussians, geometry = self.content.views.images[:, view], self.content.gaussians, self.content.geometry
+        if gaussians is None:
+            return picture_of(given[0]), None
+        seen = render(gaussians, self.content.views.cameras.select([view]))
+        rendered = seen.color[:, 0].clamp(0, 1)
         self.score.content = f"PSNR of this view: **{float(psnr(rendered, given)[0]):.1f} dB**"
-        return eight_bits(torch.cat([given[0], rendered[0]], dim=2))
-
-    def _depths(self, view: int) -> np.ndarray | None:
-        """The network's depth and the rendered one, in the same colours."""
-        if self.content.geometry is None or self.content.gaussians is None:
-            return None
-        known = self.content.geometry.depth[0, view]
-        seen = self._rendering(view)
+        pictures = picture_of(torch.cat([given[0], rendered[0]], dim=2))
+        if geometry is None:
+            return pictures, None
         shown = torch.where(seen.alpha[0, 0] > 0.5, seen.depth[0, 0], torch.zeros(()))
-        return (color_of_depth(torch.cat([known, shown], dim=1).numpy()) * 255).astype(np.uint8)
+        depth = torch.cat([geometry.depth[0, view], shown], dim=1)
+        return pictures, (color_of_depth(depth.numpy()) * 255).astype(np.uint8)
 
 
 class FlightPanel:
@@ -183,14 +177,8 @@ class RulerPanel:
 
 def place(client: viser.ClientHandle, cameras: Cameras, view: int) -> None:
     """Put a browser's camera where one of the cameras (1,V) is, with its vertical field of view."""
-    pose = cameras.camera_to_world[0, view].double()
-    wxyz, position = matrix_to_quaternion(pose[:3, :3]).numpy(), pose[:3, 3].numpy()
+    wxyz, position = pose_of(cameras, view)
     with client.atomic():
         client.camera.wxyz, client.camera.position = wxyz, position
         client.camera.fov = vertical_view(cameras, view)
     client.flush()
-
-
-def eight_bits(image: Tensor) -> np.ndarray:
-    """A picture (3,H,W) in [0,1] as (H,W,3) uint8."""
-    return (image.permute(1, 2, 0).clamp(0, 1) * 255 + 0.5).to(torch.uint8).numpy()

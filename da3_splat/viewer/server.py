@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from da3_splat.fusion.pruning import thinned
-from da3_splat.geometry.rotations import matrix_to_quaternion
 from da3_splat.types import Cameras, Gaussians, Views
 from da3_splat.viewer.content import Content
 from da3_splat.viewer.drawing import (
     frustum_size,
+    picture_of,
     points_by_confidence,
+    pose_of,
     splat_arrays,
     up_direction,
     vertical_view,
@@ -221,15 +222,8 @@ class SceneViewer:
         camera.look_at = tuple(middle.double().numpy())
 
 
-def pose_of(cameras: Cameras, view: int) -> tuple[np.ndarray, np.ndarray]:
-    """Quaternion wxyz (4) and position (3) in the world of one camera, in float64."""
-    pose = cameras.camera_to_world[0, view].detach().cpu().double()
-    return matrix_to_quaternion(pose[:3, :3]).numpy(), pose[:3, 3].numpy()
-
-
 def photo(views: Views, view: int) -> np.ndarray:
     """A small copy (h,w,3) uint8 of one picture."""
-    pixels = (views.images[0, view].permute(1, 2, 0).cpu().numpy().clip(0, 1) * 255 + 0.5).astype(np.uint8)
-    picture = Image.fromarray(pixels)
+    picture = Image.fromarray(picture_of(views.images[0, view]))
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return np.asarray(picture)

@@ -23,7 +23,7 @@ def open_page(width: int = 900, height: int = 640) -> Iterator:
     with playwright.sync_playwright() as client:
         browser = client.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         yield page
         browser.close()
 
@@ -33,7 +33,7 @@ def picture(page) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(page.screenshot())).convert("RGB"), np.float32) / 255
 
 
-def wait_for(page, condition, seconds: float = 60.0):
+def wait_for(page, condition, seconds: float = 120.0):
     """What `condition()` says once it is true; the page goes on living meanwhile."""
     for _ in range(int(seconds * 5)):
         found = condition()

@@ -1,4 +1,5 @@
-"""Test settings: modules beside the tests are importable, torch keeps to two threads."""
+"""Test settings: modules beside the tests are importable; torch keeps to two threads, to one where tests run side by
+side."""
 
 import os
 import sys
@@ -6,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))  # for the commands that tests start
 import torch  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-torch.set_num_threads(2)
+torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from da3_splat.data.synthetic import make_scenes
 from da3_splat.fusion import consensus as module
 from da3_splat.fusion.consensus import ConsensusConfig, reach_consensus
 from da3_splat.fusion.fuse import NO_FUSION, FusionConfig, agree, fuse, usable_pixels
-from da3_splat.fusion.merging import MergeConfig, merge
+from da3_splat.fusion.merging import MergeConfig, kept_pixels, merge
 from da3_splat.fusion.pair_equations import PairEquations
 from da3_splat.fusion.pruning import prune, thinned
 from da3_splat.fusion.recoloring import recolor
@@ -325,3 +325,17 @@ def test_thinning_keeps_the_count_and_pruning_the_finite():
         geometry, Views(images=images), by_view(geometry, images), replace(NO_FUSION, max_gaussians=50)
     )
     assert capped.means.shape[1] == 50 and report["dropped_over_limit"] == 70
+
+
+def test_a_place_without_its_gaussian_goes_to_another_view():
+    """Three views of one wall: where the first's Gaussians are not there, the second's stay, and all three speak."""
+    geometry, images = wall(3, [4.0, 4.0, 4.0])
+    gaussians_of = by_view(geometry, images)
+    available = torch.ones(1, 3, 6, 10, dtype=torch.bool)
+    available[0, 0, :, :5] = False
+    merged, counts = merge(geometry, gaussians_of, available=available)
+    assert torch.bincount(merged.source_view[0], minlength=3).tolist() == [30, 30, 0] and counts.redundant == 120
+    single = gaussians_of(0).opacities[0, 0]
+    assert torch.allclose(merged.opacities, 1 - (1 - single) ** 3)
+    chosen = kept_pixels(geometry, MergeConfig(), available=available)
+    assert [len(of_view) for of_view in chosen] == [30, 30, 0]

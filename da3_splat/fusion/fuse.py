@@ -66,11 +66,13 @@ def fuse(
     config: FusionConfig,
     progress: Progress = lambda title: lambda items: items,
     workers: Workers = map,
+    available: Tensor | None = None,
 ) -> tuple[Gaussians, dict[str, object]]:
     """The Gaussians (1,N) of one scene whose views agree already, and how many were dropped for what.
 
     `gaussians_of_view(i)` gives the pixel-aligned Gaussians of view i; only what stays of them is kept in memory.
     `views` bring pictures and masks, and are posed by the geometry. `workers` share out the views (see ranks.py).
+    Pixels outside `available` (1,S,H,W) have no Gaussian there, and another takes their place.
     """
     usable = usable_pixels(geometry, views, config)
     count = geometry.depth.shape[1]
@@ -81,7 +83,7 @@ def fuse(
 
     report: dict[str, object] = {"pixels": geometry.depth.numel()}
     if config.merge is not None and count > 1:
-        gaussians, counts = merge(geometry, of_view, config.merge, usable, progress("merging"), workers)
+        gaussians, counts = merge(geometry, of_view, config.merge, usable, progress("merging"), workers, available)
         report |= {f"dropped_{name}": getattr(counts, name) for name in ("invalid", "redundant", "floating")}
         report["merge_tolerance"] = counts.tolerance
     else:

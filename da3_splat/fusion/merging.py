@@ -73,17 +73,19 @@ def merge(
     usable: Tensor | None = None,
     progress: Callable[[Iterable], Iterable] = lambda items: items,
     workers: Workers = map,
+    available: Tensor | None = None,
 ) -> tuple[Gaussians, MergeCounts]:
     """The merged Gaussians (1,N) of one scene and what became of the others.
 
     `gaussians_of_view(i)` gives the H*W pixel-aligned Gaussians of view i in row order; they are asked for one view at
     a time, by `workers` (see ranks.py).
-    Pixels outside `usable` (1,S,H,W) neither stay nor speak. A Gaussian that n views agree on becomes as opaque
-    as n copies of it. Differentiable in the Gaussians. ValueError for a batch.
+    Pixels outside `usable` (1,S,H,W) neither stay nor speak; those outside `available` (1,S,H,W), whose Gaussians are
+    not there, speak but leave the place to others. A Gaussian that n views agree on becomes as opaque as n copies of
+    it. Differentiable in the Gaussians. ValueError for a batch.
     """
     if geometry.depth.shape[0] != 1:
         raise ValueError(f"merge: expected one scene, got a batch of {geometry.depth.shape[0]}")
-    maps = SurfaceMaps.of(geometry, config, usable)
+    maps = SurfaceMaps.of(geometry, config, usable, available)
     tolerance = maps.tolerance(config)
 
     def kept_of(view: int) -> tuple[Gaussians, int, int]:
@@ -104,9 +106,11 @@ def merge(
     return merged, MergeCounts(maps.depth.numel(), invalid, redundant, floating, merged.means.shape[1], tolerance)
 
 
-def kept_pixels(geometry: Geometry, config: MergeConfig, usable: Tensor | None = None) -> list[Tensor]:
+def kept_pixels(
+    geometry: Geometry, config: MergeConfig, usable: Tensor | None = None, available: Tensor | None = None
+) -> list[Tensor]:
     """Of each view of one scene the pixels, as indices into H*W, that `merge` would keep."""
-    maps = SurfaceMaps.of(geometry, config, usable)
+    maps = SurfaceMaps.of(geometry, config, usable, available)
     tolerance = maps.tolerance(config)
     views = range(maps.depth.shape[0])
     return [torch.nonzero(maps.spots(view, config, tolerance).keep.flatten())[:, 0] for view in views]
@@ -114,7 +118,8 @@ def kept_pixels(geometry: Geometry, config: MergeConfig, usable: Tensor | None =
 
 @dataclass(frozen=True)
 class SurfaceMaps:
-    """What all views say of the surfaces: depth, its logarithm, valid, rank (lower is sharper), smooth (S,H,W)."""
+    """What all views say of the surfaces: depth, its logarithm, valid, rank (lower is sharper, infinite where there is
+    no Gaussian), smooth (S,H,W)."""
 
     depth: Tensor
     log_depth: Tensor
@@ -125,7 +130,9 @@ class SurfaceMaps:
     order: Tensor  # (S,S) other views by distance
 
     @staticmethod
-    def of(geometry: Geometry, config: MergeConfig, usable: Tensor | None = None) -> SurfaceMaps:
+    def of(
+        geometry: Geometry, config: MergeConfig, usable: Tensor | None = None, available: Tensor | None = None
+    ) -> SurfaceMaps:
         depth = geometry.depth[0].detach().float()
         height, width = depth.shape[1:]
         valid = depth.isfinite() & (depth > 0)
@@ -145,6 +152,8 @@ class SurfaceMaps:
                 area = area / (confidence[view] / typical).pow(config.confidence_power)
             rank[view] = ((area / unit).clamp_min(1e-30).log() / step).floor()
             smooth[view] = valid[view] & ~steep(depth[None, view : view + 1], 0.05)[0, 0]
+        if available is not None:
+            rank = torch.where(available[0], rank, torch.inf)
         centers = cameras.centers[0]
         return SurfaceMaps(
             depth=depth,
@@ -183,7 +192,7 @@ class SurfaceMaps:
             total += torch.where(same, look.apart, torch.zeros_like(look.apart))
             seen_by += same
         floating = valid & (through >= seen_by + config.floating_margin)
-        redundant = valid & ~floating & (better >= config.copies)
+        redundant = valid & ~floating & ((better >= config.copies) | rank.isinf())
         return Spots(
             keep=(valid & ~floating & ~redundant).reshape(shape),
             log_factor=(total / seen_by).reshape(shape),

@@ -31,7 +31,6 @@ from da3_splat.sequence.work_folder import ChunkResult, WorkFolder
 from da3_splat.types import Gaussians, Geometry, Scene, Views
 
 REACH = 3  # views on both sides of those that look alike that a bridge takes along
-SPARE_COPIES = 1  # Gaussians of a spot that a chunk keeps beyond those that fusion wants: another chunk may decide
 CONFIRMED = 0.5  # share of shared points that must meet for a loop to count
 LOOPS_PER_CHUNK = 1.0
 
@@ -68,25 +67,26 @@ def reconstruct_sequence(
     work = WorkFolder(
         folder, {**recipe, "views": count, "chunk": config.chunk, "overlap": config.overlap, "fusion": fusion}
     )
+    owned = owned_ranges(chunks)
     descriptions: list[Tensor] = []
     made = 0
     for index, chunk in enumerate(progress("chunks")(chunks)):
         result = work.load(_name(index))
         if result is None:
-            result = _chunk(model, views.select(slice(chunk.start, chunk.stop)), fusion, workers)
+            own = range(owned[index].start - chunk.start, owned[index].stop - chunk.start)
+            result = _chunk(model, views.select(slice(chunk.start, chunk.stop)), own, fusion, workers)
             work.save(_name(index), result)
             made += 1
         descriptions.append(result.descriptions)
     seen = time.perf_counter()
     places, report = _places(model, views, chunks, descriptions, config, work, fusion, workers)
     placed = time.perf_counter()
-    owned = owned_ranges(chunks)
-    geometry = Geometry.concatenate(
-        [
-            _part(_moved(work.load(_name(index)).geometry, place), chunk, own)
-            for index, (chunk, own, place) in enumerate(zip(chunks, owned, places))
-        ]
-    )
+    parts, there = [], []
+    for index, (chunk, own, place) in enumerate(zip(chunks, owned, places)):
+        result = work.load(_name(index))
+        parts.append(_part(_moved(result.geometry, place), chunk, own))
+        there.append(result.available[:, own.start - chunk.start : own.stop - chunk.start])
+    geometry, available = Geometry.concatenate(parts), torch.cat(there, dim=1)
     laid, unposed = geometry, views.cameras is None
     if len(chunks) > 1:  # seams: what two chunks say of one place, and both of them alone could not compare
         fixed = torch.full((count,), not unposed)
@@ -101,7 +101,7 @@ def reconstruct_sequence(
         found = transform_gaussians(_single(places[index]), found)
         return relaid(found, laid.select([view]), geometry.select([view]))
 
-    gaussians, counts = fuse(geometry, views, gaussians_of_view, fusion, progress, workers)
+    gaussians, counts = fuse(geometry, views, gaussians_of_view, fusion, progress, workers, available)
     report |= {"chunks": len(chunks), "chunks_found": len(chunks) - made, "views": count, **counts}
     report |= {
         "poses": "da3" if views.cameras is None else "given",
@@ -125,16 +125,18 @@ def _name(index: int) -> str:
     return f"chunk_{index:04d}"
 
 
-def _chunk(model: Da3Splat, views: Views, fusion: FusionConfig, workers: Workers) -> ChunkResult:
-    """One chunk alone, and the Gaussians of those pixels that can stay when all chunks are merged."""
+def _chunk(model: Da3Splat, views: Views, own: range, fusion: FusionConfig, workers: Workers) -> ChunkResult:
+    """One chunk alone, and of the views that it answers for, `own`, the Gaussians that can stay when all are merged."""
     seen = model.observe(views, fusion=fusion, workers=workers)
     usable = usable_pixels(seen.geometry, views.to(seen.geometry.depth.device), fusion)
-    kept = [torch.nonzero(of_view.flatten())[:, 0] for of_view in usable[0]]
+    answered = torch.zeros_like(usable)
+    answered[:, own.start : own.stop] = True
+    kept = [torch.nonzero(of_view.flatten())[:, 0] for of_view in (usable & answered)[0]]
     if fusion.merge is not None and len(kept) > 1:
-        kept = kept_pixels(seen.geometry, replace(fusion.merge, copies=fusion.merge.copies + SPARE_COPIES), usable)
+        kept = kept_pixels(seen.geometry, fusion.merge, usable, answered)
     pixels = usable.shape[-2] * usable.shape[-1]
-    parts = workers(lambda view: seen.gaussians_of_view(view).select(kept[view]).to("cpu"), range(len(kept)))
-    places = torch.cat([view * pixels + index.cpu() for view, index in enumerate(kept)])
+    parts = workers(lambda view: seen.gaussians_of_view(view).select(kept[view]).to("cpu"), own)
+    places = torch.cat([view * pixels + kept[view].cpu() for view in own])
     gaussians = replace(Gaussians.concatenate(list(parts)), source_view=None)
     return ChunkResult(replace(seen.geometry, ray_map=None).to("cpu"), _described(seen, views), gaussians, places)
 

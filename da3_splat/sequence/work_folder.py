@@ -21,12 +21,19 @@ _PREFIX = "gaussians."
 @dataclass(frozen=True)
 class ChunkResult:
     """One chunk alone: its geometry (1,S) in its own frame, descriptions (S,D) of its views, and those of its pixels'
-    Gaussians (1,K) that may matter, with their places: view * H * W + pixel (K), ascending. None for a bridge."""
+    Gaussians (1,K) that may stay, with their places: view * H * W + pixel (K), ascending. None for a bridge."""
 
     geometry: Geometry
     descriptions: Tensor
     gaussians: Gaussians | None = None
     places: Tensor | None = None
+
+    @property
+    def available(self) -> Tensor:
+        """(1,S,H,W) bool: pixels whose Gaussians were kept."""
+        there = torch.zeros(self.geometry.depth.numel(), dtype=torch.bool)
+        there[self.places] = True
+        return there.reshape(self.geometry.depth.shape)
 
     def gaussians_of_view(self, view: int) -> Gaussians:
         """(1,H*W) of one view; pixels that were not kept have opacity 0."""

@@ -29,18 +29,21 @@ TRUSTED = 0.5  # a view that counts less than this is named in the report
 @dataclass(frozen=True)
 class RefinementConfig:
     """How long, how fast, and what. Learning rates are Adam's; that of the means is multiplied by the scene's extent.
-    Those of means and cameras fall to a hundredth, the others to a tenth. They are high, for minutes and not for hours:
-    on a synthetic world 100 steps came to 35.2 dB with them, to 31.4 dB with a tenth and a quarter of them."""
+    Those of means and cameras fall to a hundredth, the others to a tenth. Rates are high and Adam's memory is short,
+    for minutes and not for hours: on ten photos of a real scene (horns, from its sparse points) 100 steps came to 24.2
+    dB held out with them, to 22.7 dB with Adam's usual memory, to 22.0 dB with a quarter to half of the rates, too."""
 
     steps: int | None = 300
     seconds: float | None = None
     """stop after so long, whatever `steps` says; the schedules follow whichever ends first"""
     means_rate: float = 6e-3
-    scales_rate: float = 4e-2
-    quats_rate: float = 1e-2
-    opacities_rate: float = 2e-1
-    dc_rate: float = 1e-2
+    scales_rate: float = 1.6e-1
+    quats_rate: float = 3e-2
+    opacities_rate: float = 4e-1
+    dc_rate: float = 2e-2
     rest_rate: float = 1e-3
+    betas: tuple[float, float] = (0.5, 0.99)
+    """of Adam, on the Gaussians: how much of the last step and of past squares it keeps"""
     sh_degree: int = 1
     poses: bool = False
     """refine the cameras' poses, too; means then move at a quarter of their rate, so that they wait for the cameras"""
@@ -121,7 +124,7 @@ class Refinement:
         groups += [{"params": [self.log_focal], "name": "focal"}] if config.focal else []
         self.rates = {group["name"]: getattr(config, f"{group['name']}_rate") for group in groups}
         self.rates["means"] *= scene_extent(views) * (0.25 if config.poses else 1)
-        self.optimizer = torch.optim.Adam(groups, lr=0.0, eps=1e-15)
+        self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=config.betas, eps=1e-15)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.queue: list[int] = []
         self.losses = torch.full((self.count,), float("nan"))

@@ -4,16 +4,19 @@
     uv run python scripts/benchmark_refinement.py --full     fox, too, and four worlds, 1000 steps
     uv run python scripts/benchmark_refinement.py --only poses
 
-starts   held-out PSNR / SSIM after 0, 100, 300 steps, the same optimiser for all, as many Gaussians at most, means over
-         two folds (every 8th view is held out): ours (network and sparse points), network (no sparse points), sparse
-         points (each split into several that lie around it), random (in the box of the sparse points)
+starts   held-out PSNR / SSIM after 0, 100, 300 steps, as many Gaussians at most, means over two folds (every 8th view
+         is held out): ours (network and sparse points), network (no sparse points), sparse points (each split into
+         several that lie around it), the same with Splatfacto's learning rates and Adam's usual memory, random (in the
+         box of the sparse points). All but one have our optimiser
 poses    the same world with each camera turned by 1 degree and moved by 2 % of the distance to the scene: held-out PSNR
          with true poses, with the disturbed ones, and with those refined (held-out cameras are then aligned to their
          pictures on fixed Gaussians, 60 steps, in all three), each after 600 steps; pose errors before and after
 step     seconds of one step and memory beside Splatfacto's own step on the same Gaussians
 
-Demanded: ours reaches the sparse-point start's last PSNR in at most half of its time on the world (the network's time
-counted), and ends no lower on the capture; poses: 80 % of the PSNR lost is won back, errors at least halved.
+Demanded: ours reaches the last PSNR of Splatfacto's optimiser on the sparse points in at most half of its time on the
+world (the network's time counted; that of the program that found the points is not), and ends no lower on the capture;
+poses: 80 % of the PSNR lost is won back, errors at least halved. How ours stands to our optimiser on the sparse points
+is printed, too.
 """
 
 import itertools
@@ -21,7 +24,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,7 +49,17 @@ from da3_splat.starting_points import gaussians_at_points, starting_gaussians
 from da3_splat.types import Cameras, Gaussians, Geometry, Views
 
 CAPTURES = Path(os.environ.get("DA3_SPLAT_CAPTURES", Path(__file__).parents[2] / "shared" / "captures"))
-STARTS = ("ours", "network", "sparse points", "random")
+STOCK = "sparse, Splatfacto's"
+STARTS = ("ours", "network", "sparse points", STOCK, "random")
+SPLATFACTO_RATES = {
+    "means_rate": 1.6e-4,
+    "scales_rate": 5e-3,
+    "quats_rate": 1e-3,
+    "opacities_rate": 5e-2,
+    "dc_rate": 2.5e-3,
+    "rest_rate": 1.25e-4,
+    "betas": (0.9, 0.999),
+}
 ALIGNMENT_STEPS = 60
 
 
@@ -113,9 +126,9 @@ def start_of(kind: str, views: Views, budget: int) -> tuple[Gaussians, float]:
         given = views if kind == "ours" else replace(views, points=None, point_colors=None)
         gaussians = starting_gaussians(load_model("mini").reconstruct(given), given, budget).gaussians
     else:
-        points = points_around(views.points, budget) if kind == "sparse points" else points_in_box(views.points, budget)
+        points = points_in_box(views.points, budget) if kind == "random" else points_around(views.points, budget)
         colors = None
-        if kind == "sparse points":
+        if kind != "random":
             colors = views.point_colors.repeat_interleave(budget // len(views.points), dim=0)
         gaussians = gaussians_at_points(points, colors)
     return gaussians, time.perf_counter() - began
@@ -142,40 +155,47 @@ def compare_starts(name: str, views: Views, settings: Settings, missed: list[str
     clocks: dict[str, dict[int, float]] = {}
     counts: dict[str, int] = {}
     for kind in STARTS:
+        config = RefinementConfig(steps=steps, **(SPLATFACTO_RATES if kind == STOCK else {}))
         for fold in range(settings.folds):
             context, held = split(views, fold)
             gaussians, seconds = start_of(kind, context, settings.budget)
             counts[kind] = gaussians.means.shape[1]
-            for step, clock, value in curve(f"{name}: {kind}", gaussians, context, held, steps, looks):
+            for step, clock, value in curve(f"{name}: {kind}", gaussians, context, held, config, looks):
                 curves.setdefault(kind, {}).setdefault(step, torch.zeros(2)).add_(value / settings.folds)
                 clocks.setdefault(kind, {}).setdefault(step, 0.0)
                 clocks[kind][step] += (clock + seconds) / settings.folds
     shown = [step for step in looks if step in (0, 100, 300, 1000)]
     print(f"\n{name}, {views.images.shape[1]} views of {views.images.shape[-1]}x{views.images.shape[-2]}")
-    print(f"{'start':16}{'Gaussians':>10}" + "".join(f"{f'{step} steps':>18}" for step in shown) + f"{'seconds':>10}")
+    print(f"{'start':21}{'Gaussians':>10}" + "".join(f"{f'{step} steps':>18}" for step in shown) + f"{'seconds':>10}")
     for kind, values in curves.items():
         cells = "".join(f"{f'{values[step][0]:.2f} / {values[step][1]:.3f}':>18}" for step in shown)
-        print(f"{kind:16}{counts[kind]:10}{cells}{clocks[kind][steps]:10.1f}")
-    target, allowed = float(curves["sparse points"][steps][0]), clocks["sparse points"][steps]
-    reached = [clocks["ours"][step] for step in looks if float(curves["ours"][step][0]) >= target]
-    took = min(reached) if reached else float("inf")
-    print(f"ours has the sparse points' last PSNR after {took:.1f} of their {allowed:.1f} s, network's time counted")
-    if name.startswith("world") and took > 0.5 * allowed:
-        missed.append(f"{name}: {took / allowed:.2f} of the sparse-point start's time")
-    if not name.startswith("world") and float(curves["ours"][steps][0]) < target:
-        missed.append(f"{name}: ends lower than the sparse-point start")
+        print(f"{kind:21}{counts[kind]:10}{cells}{clocks[kind][steps]:10.1f}")
+    shares = {}
+    for rival in (STOCK, "sparse points"):
+        target, allowed = float(curves[rival][steps][0]), clocks[rival][steps]
+        reached = [step for step in looks if float(curves["ours"][step][0]) >= target]
+        shares[rival] = clocks["ours"][reached[0]] / allowed if reached else float("inf")
+        when = f"at step {reached[0]}, in {shares[rival]:.2f} of its time" if reached else "not at all"
+        print(f"ours reaches the {target:.2f} dB of {rival} {when} (the network's time counted)")
+    if name.startswith("world") and shares[STOCK] > 0.5:
+        missed.append(f"{name}: {shares[STOCK]:.2f} of the sparse-point start's time")
+    best = max(float(curves[rival][steps][0]) for rival in shares)
+    if not name.startswith("world") and float(curves["ours"][steps][0]) < best:
+        missed.append(f"{name}: ends {best - float(curves['ours'][steps][0]):.2f} dB lower than a sparse-point start")
     return {
         "steps": looks,
         "psnr_db": {kind: [float(value[0]) for value in values.values()] for kind, values in curves.items()},
         "ssim": {kind: [float(value[1]) for value in values.values()] for kind, values in curves.items()},
         "seconds": {kind: list(values.values()) for kind, values in clocks.items()},
-        "share_of_time": took / allowed,
+        "share_of_time": shares,
     }
 
 
-def curve(title: str, gaussians: Gaussians, context: Views, held: Views, steps: int, looks: list[int]):
+def curve(
+    title: str, gaussians: Gaussians, context: Views, held: Views, config: RefinementConfig, looks: list[int]
+) -> Iterator[tuple[int, float, Tensor]]:
     """(step, seconds of optimisation so far, score) at the steps of `looks`."""
-    refinement, clock = Refinement(gaussians, context, RefinementConfig(steps=steps)), 0.0
+    refinement, clock, steps = Refinement(gaussians, context, config), 0.0, config.steps
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=steps)
         for step in range(steps + 1):
@@ -286,7 +306,9 @@ def splatfacto_step(gaussians: Gaussians, views: Views) -> Callable[[], None]:
 
 def headline(rows: dict, missed: list[str]) -> str:
     parts = [f"{name} {row['psnr_db']['ours'][-1]:.2f} dB" for name, row in rows.items() if "share_of_time" in row]
-    parts += [f"in {row['share_of_time']:.2f} of the time" for name, row in rows.items() if name.startswith("world")]
+    parts += [
+        f"in {row['share_of_time'][STOCK]:.2f} of the time" for name, row in rows.items() if name.startswith("world")
+    ]
     if "poses" in rows:
         parts.append(f"poses: {100 * rows['poses']['share_won_back']:.0f} % won back")
     return f"refinement: {', '.join(parts)}; missed: {missed or 'nothing'}"

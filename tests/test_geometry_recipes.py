@@ -1,6 +1,7 @@
 """Recipes of the geometry networks: what the files say, what is built of them, mixtures of data sets, whole runs."""
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -33,6 +34,7 @@ from da3_splat.training.single_view import (
     MetricObjective,
     MonoObjective,
     TeacherObjective,
+    anchor,
     canonical_depth,
     predict_maps,
 )
@@ -87,7 +89,8 @@ def test_single_view_objectives_learn(kind):
     batch = make_batch(TINY, 0)
     loss, parts = objective(batch)
     names = {"depth", "gradient", "sky"} if kind == "metric" else {"gradient", "global_local", "normal", "sky"}
-    assert set(parts) == names | ({"object"} if kind == "teacher" else set())
+    more = {"teacher": {"object", "anchor"}, "mono": {"anchor"}, "metric": set()}
+    assert set(parts) == names | more[kind]
     assert loss.item() == pytest.approx(sum(parts.values()), rel=1e-5)
     loss.backward()
     assert network.backbone.blocks[0].mlp.fc1.weight.grad.abs().sum() > 0
@@ -261,3 +264,17 @@ def test_a_student_of_two_processes_goes_on_with_one(tmp_path, strategy):
     assert state["sampler"]["position"] == 8 + 3 and len(state["randomness"]) == 1
     load_checkpoint(create_backbone("mini"), tmp_path / "geometry.safetensors")
     assert json.dumps(state["sampler"])
+
+
+def test_the_anchor_holds_the_scale_that_the_teacher_loss_leaves_open():
+    """By hand; and where depth has walked off to e^9, the slope along its scale is the anchor's."""
+    depth = torch.tensor([[[1.0, math.e**2]], [[math.e**3, math.e**3]]])
+    assert float(anchor(depth)) == pytest.approx(0.01 * (1 + 9) / 2)
+    torch.manual_seed(0)
+    network, batch = build_backbone(SMALL).train(), make_batch(TINY, 0)
+    with torch.no_grad():
+        network.head.scratch.output_conv2[2].bias[0] += 9
+    TeacherObjective(network)(batch)[0].backward()
+    pull = float(network.head.scratch.output_conv2[2].bias.grad[0])
+    mean = float(predict_maps(network, batch.images)["depth"].log().mean())
+    assert mean > 8 and pull == pytest.approx(0.02 * mean, rel=0.1)  # all but nothing comes from L_T

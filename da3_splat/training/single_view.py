@@ -13,6 +13,9 @@ from da3_splat.teacher_losses import metric_loss, teacher_loss
 from da3_splat.training.geometry import exact
 from da3_splat.types import SKY_THRESHOLD, Cameras
 
+# Scale and shift of the prediction cost nothing in L_T, so with steps as large as a training from nothing wants, exp
+# walked off: to depths of 1e9 within 1500 steps, where no alignment holds. This holds their logarithm near zero.
+ANCHOR = 0.01
 NOMINAL_FOCAL = 0.87  # in widths, 60 degrees: for the normals of pictures whose lens nobody knows
 
 
@@ -33,7 +36,7 @@ class TeacherObjective(nn.Module):
             if batch.objects is not None and "objects" in maps:
                 objects = (maps["objects"], batch.objects.flatten(0, 1))
             parts = teacher_loss(maps["depth"], truth.depth.flatten(0, 1), single(truth.cameras), sky, objects)
-            return _summed(parts)
+            return _summed(parts | {"anchor": anchor(maps["depth"])})
 
 
 class MonoObjective(nn.Module):
@@ -61,7 +64,8 @@ class MonoObjective(nn.Module):
                 height=height,
                 width=width,
             )
-            return _summed(teacher_loss(maps["depth"], target, cameras, (maps["sky"], sky)))
+            parts = teacher_loss(maps["depth"], target, cameras, (maps["sky"], sky))
+            return _summed(parts | {"anchor": anchor(maps["depth"])})
 
 
 class MetricObjective(nn.Module):
@@ -90,6 +94,11 @@ def predict_maps(network: DepthAnything3, images: Tensor) -> dict[str, Tensor]:
         raise ValueError("preset: expected a monocular one (da3teacher-large, da3mono-large, da3metric-large)")
     maps = network.maps(network.encode(images))
     return {name: value.flatten(0, 1).float() for name, value in maps.items()}
+
+
+def anchor(depth: Tensor) -> Tensor:
+    """ANCHOR times the mean over pictures (N,H,W) of the squared mean log depth: no part of the paper's loss."""
+    return ANCHOR * depth.clamp_min(1e-12).log().mean(dim=(1, 2)).square().mean()
 
 
 def canonical_depth(depth: Tensor, cameras: Cameras) -> Tensor:

@@ -35,14 +35,28 @@ def align(
     """`depth` (N,H,W) after the scale > 0 and shift that bring it closest to `target`, relative errors counting.
 
     The robust alignment of MoGe's global-local loss (see `robust_line`), on `pixels` pixels of the mask. The scale and
-    shift are constants to the gradient: where they are best, the loss does not change with them (which is exact but for
-    the two pixels that a best line passes through).
+    shift are constants to the gradient: where they are best, the relative loss does not change with them (which is
+    exact but for the two pixels that a best line passes through). Other losses do: see `without_slope`.
     """
     index = evenly_chosen(mask.flatten(1), min(pixels, mask[0].numel()))
     x, y, valid = (value.flatten(1).gather(1, index) for value in (depth.detach(), target, mask))
     weights = torch.where(valid, 1 / torch.where(valid, y, 1), 0)
     scale, shift = robust_line(x, torch.where(valid, y, 0), weights, truncation, pivots)
     return scale[:, None, None] * depth + shift[:, None, None]
+
+
+def without_slope(aligned: Tensor, mask: Tensor) -> Tensor:
+    """The same values (N,H,W), with a gradient that has no part along their scale and shift over the mask.
+
+    Scale and shift are fitted anew at every step, so a loss that wants other ones than the alignment pulls for ever and
+    gets nowhere: with L_grad and L_N of aligned depth, exp walked off to 1e9 within 1500 steps. Centred and divided by
+    its mean deviation, and then given both back as constants, depth has no such direction.
+    """
+    mean = _mean_each(aligned, mask)[:, None, None]
+    spread = _mean_each((aligned - mean).abs(), mask)[:, None, None]
+    flat = spread <= 1e-6 * mean.abs()
+    ratio = torch.where(flat, 1, spread.detach() / torch.where(flat, 1, spread))
+    return (aligned - mean) * ratio + mean.detach()
 
 
 def global_local_loss(depth: Tensor, target: Tensor, mask: Tensor, tiles: tuple[int, ...] = TILES) -> Tensor:
@@ -156,10 +170,11 @@ def teacher_loss(
     """
     mask = target > 0
     aligned = align(depth, target, mask)
+    shape = without_slope(aligned, mask)
     parts = {
-        "gradient": GRADIENT_WEIGHT * distance_weighted_gradient_loss(aligned, target, mask),
+        "gradient": GRADIENT_WEIGHT * distance_weighted_gradient_loss(shape, target, mask),
         "global_local": relative_loss(aligned, target, mask) + local_loss(depth, target, mask),
-        "normal": normal_loss(aligned, target, cameras, mask),
+        "normal": normal_loss(shape, target, cameras, mask),
     }
     pairs = {"sky": sky, "object": objects}
     return parts | {name: mask_loss(*pair) for name, pair in pairs.items() if pair is not None}

@@ -1,6 +1,7 @@
 """Losses of the teacher and the metric model: cases worked by hand, gradients by finite differences, invariances."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -20,6 +21,7 @@ from da3_splat.teacher_losses import (
     normals_of_neighbours,
     relative_loss,
     teacher_loss,
+    without_slope,
 )
 from da3_splat.types import Cameras
 
@@ -252,6 +254,35 @@ def test_loss_has_no_slope_along_scale_and_shift():
     # The two pixels on the line carry the rest, which has no more weight than they have.
     for direction in (depth.detach(), torch.ones_like(depth)):
         assert (depth.grad * direction).sum().abs() / direction.abs().max() < 5 / 72 * size
+
+
+def test_teacher_loss_terms_of_shape_have_no_slope_along_scale_and_shift():
+    """Values are those of the aligned depth; the gradient is that of finite differences less its part along both."""
+    generator = torch.Generator().manual_seed(9)
+    target, mask = 1 + torch.rand(2, 7, 9, generator=generator, dtype=torch.float64), torch.ones(2, 7, 9) > 0
+    mask[1, :3] = False
+    depth = (target + torch.rand(2, 7, 9, generator=generator, dtype=torch.float64)).requires_grad_()
+    torch.testing.assert_close(without_slope(depth, mask), depth)
+    camera = camera_at_origin(9.0, 7, 9).to(torch.float64)
+    cameras = replace(
+        camera,
+        world_to_camera=camera.world_to_camera.expand(2, 1, 4, 4),
+        intrinsics=camera.intrinsics.expand(2, 1, 3, 3),
+    )
+    for loss in (
+        lambda d: distance_weighted_gradient_loss(d, target, mask),
+        lambda d: normal_loss(d, target, cameras, mask),
+    ):
+        (held,) = torch.autograd.grad(loss(without_slope(depth, mask)), depth)
+        (free,) = torch.autograd.grad(loss(depth), depth)
+        for row in range(2):
+            inside = mask[row]
+            for direction in (depth.detach()[row] * inside, inside.double()):
+                assert (held[row] * direction).sum().abs() < 1e-10 < (free[row] * direction).sum().abs()
+        # What was taken away lies in the space of two numbers a picture: mean and mean deviation.
+        away = (free - held)[mask & (torch.arange(2)[:, None, None] == 0)]
+        above = (depth.detach() > depth.detach()[0].mean())[mask & (torch.arange(2)[:, None, None] == 0)]
+        assert away[above].std() < 1e-12 and away[~above].std() < 1e-12
 
 
 def test_gradient_of_aligned_loss_by_finite_differences():

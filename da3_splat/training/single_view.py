@@ -13,8 +13,7 @@ from da3_splat.teacher_losses import metric_loss, teacher_loss
 from da3_splat.training.geometry import exact
 from da3_splat.types import SKY_THRESHOLD, Cameras
 
-# Scale and shift of the prediction cost nothing in L_T, so with steps as large as a training from nothing wants, exp
-# walked off: to depths of 1e9 within 1500 steps, where no alignment holds. This holds their logarithm near zero.
+# L_T leaves scale and shift open, and Adam's steps move them all the same: this holds log depth near 0.
 ANCHOR = 0.01
 NOMINAL_FOCAL = 0.87  # in widths, 60 degrees: for the normals of pictures whose lens nobody knows
 

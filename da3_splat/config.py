@@ -8,7 +8,11 @@ from typing import TypeVar
 import dacite
 import yaml
 
+from da3_splat.limits import SETTINGS_BYTES, regular_file
+
 Config = TypeVar("Config")
+# What the parser raises for what is none, and its constructors for tags with nonsense behind them.
+UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError)
 
 
 def load_config(kind: type[Config], path: str | Path) -> Config:
@@ -16,10 +20,10 @@ def load_config(kind: type[Config], path: str | Path) -> Config:
 
     ValueError names the file and the key that is unknown or of the wrong type.
     """
-    path = Path(path)
+    path = regular_file(path, most=SETTINGS_BYTES)
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(path.read_text(), Loader=_Plain)
+    except UNREADABLE as error:
         raise ValueError(f"{path}: not readable as YAML ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys and values")
@@ -27,8 +31,23 @@ def load_config(kind: type[Config], path: str | Path) -> Config:
         return dacite.from_dict(
             kind, content, dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _number})
         )
-    except (dacite.DaciteError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except (dacite.DaciteError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {str(error):.500}") from error
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without references (ten of them say a thousand million words) and without keys that come twice."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.constructor.ConstructorError(None, None, "references are not read", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node, deep=False):
+        content = super().construct_mapping(node, deep)
+        if len(content) < len(node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a key appears twice", node.start_mark)
+        return content
 
 
 def _number(value: float | str) -> float:

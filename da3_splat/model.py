@@ -34,6 +34,7 @@ from da3_splat.geometry.user_frame import at_origin, camera_similarity, in_user_
 from da3_splat.heads.pixel import PixelHead
 from da3_splat.heads.plain import PlainHead
 from da3_splat.io.files import replacing
+from da3_splat.limits import LARGEST_LAYER, regular_file
 from da3_splat.ranks import Workers
 from da3_splat.types import Cameras, Gaussians, Geometry, Scene, Views
 
@@ -283,6 +284,7 @@ def load_model(
         giant = NESTED.get(preset, (preset,))[0] == "da3-giant"
         model = create_model(preset, rules="released") if giant else _build(SplatConfig(preset))
     else:
+        _check_description(config, path)
         model = _build(config)
     load_checkpoint(model, path)
     return model.to(device).eval()
@@ -303,7 +305,7 @@ def _config_of(path: Path) -> SplatConfig | None:
     if path.suffix == ".json":
         return None
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             content = (file.metadata() or {}).get(METADATA_KEY)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error}); pickles are never opened") from error
@@ -312,5 +314,20 @@ def _config_of(path: Path) -> SplatConfig | None:
     try:
         values = json.loads(content)
         return SplatConfig(**{**values, "head_channels": tuple(values["head_channels"])})
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: its description of the model is not readable ({error})") from error
+
+
+def _check_description(config: SplatConfig, path: Path) -> None:
+    """ValueError where a file describes a model that cannot be, or that has more weights than the file: nothing of
+    that size is made."""
+    sizes = (config.sh_degree, config.head_features, *config.head_channels)
+    try:
+        if not all(type(size) is int and 0 <= size <= LARGEST_LAYER for size in sizes) or config.sh_degree > 4:
+            raise ValueError(f"expected sizes of 0 to {LARGEST_LAYER} and a degree of 0 to 4, got {sizes}")
+        with torch.device("meta"):
+            weights = sum(value.numel() for value in _build(config).state_dict().values())
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
+        raise ValueError(f"{path}: its description of the model is not one ({error})") from error
+    if weights > path.stat().st_size:
+        raise ValueError(f"{path}: describes a model of {weights} weights, but has {path.stat().st_size} bytes")

@@ -15,7 +15,8 @@ from torch import Tensor
 from da3_splat.data.views import original_picture
 from da3_splat.io.files import replacing
 from da3_splat.io.frames import Frame
-from da3_splat.io.images import color_of_depth, depth_limits, read_image, write_image
+from da3_splat.io.images import FORMATS, color_of_depth, depth_limits, read_image, write_image
+from da3_splat.io.json_files import load_json
 from da3_splat.io.npz import load_geometry, save_geometry
 from da3_splat.io.ply import load_ply, save_ply, save_points
 from da3_splat.io.transforms_json import read_transforms, write_transforms
@@ -99,10 +100,7 @@ def _load_report(path: Path) -> dict[str, object]:
     """What `save_scene` wrote there; empty where there is none, as in folders of older versions."""
     if not path.is_file():
         return {}
-    try:
-        report = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not a report of da3_splat ({error})") from error
+    report = load_json(path)
     if not isinstance(report, dict):
         raise ValueError(f"{path}: not a report of da3_splat (expected an object)")
     return report
@@ -204,5 +202,5 @@ def write_original(frame: Frame, folder: Path, name: str) -> str:
 
 
 def _stored_upright(frame: Frame) -> bool:
-    with frame.path.open("rb") as stream, Image.open(stream) as image:
+    with frame.path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
         return image.getexif().get(ExifTags.Base.Orientation, 1) == 1 and image.mode == "RGB"

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 from da3_splat.geometry.alignment import Similarity, transform_gaussians
+from da3_splat.io.checkpoints import read_checkpoint
 from da3_splat.io.files import replacing
+from da3_splat.io.json_files import load_json
 from da3_splat.types import Gaussians
 
 CHECKPOINTS, FRAME = "nerfstudio_models", "user_frame.json"
@@ -45,26 +47,39 @@ def load_run(folder: Path) -> Gaussians:
         raise ValueError(f"{folder / CHECKPOINTS}: no step-*.ckpt in this folder")
     if not (folder / FRAME).is_file():
         raise ValueError(f"{folder}: no {FRAME}; only runs of `ns-train da3-splat` know the frame of their input")
-    state = torch.load(checkpoints[-1], map_location="cpu", weights_only=True)["pipeline"]
-    if PREFIX + "means" not in state:
-        raise ValueError(f"{checkpoints[-1]}: holds no Gaussians")
-    raw = {name.removeprefix(PREFIX): value.float() for name, value in state.items() if name.startswith(PREFIX)}
-    gaussians = Gaussians(
-        means=raw["means"][None],
-        quats=raw["quats"][None],
-        scales=raw["scales"].exp()[None],
-        opacities=raw["opacities"][None, :, 0].sigmoid(),
-        sh=torch.cat([raw["features_dc"][:, None], raw["features_rest"]], dim=1)[None],
-    )
+    gaussians = _gaussians(read_checkpoint(checkpoints[-1]).get("pipeline"), checkpoints[-1])
     return transform_gaussians(_user_frame(folder / FRAME), gaussians)
 
 
-def _user_frame(path: Path) -> Similarity:
+def _gaussians(state: object, path: Path) -> Gaussians:
+    """The splats in a pipeline's state; ValueError names the checkpoint that has none."""
+    names = ("means", "quats", "scales", "opacities", "features_dc", "features_rest")
+    held = [state.get(PREFIX + name) if isinstance(state, dict) else None for name in names]
+    if not all(isinstance(value, torch.Tensor) and value.ndim >= 2 for value in held):
+        raise ValueError(f"{path}: holds no Gaussians")
+    means, quats, scales, opacities, dc, rest = (value.float() for value in held)
     try:
-        content = json.loads(path.read_text())
-        scale, rotation, translation = (torch.tensor(content[name]) for name in ("scale", "rotation", "translation"))
-    except (ValueError, KeyError, TypeError) as error:
+        return Gaussians(
+            means=means[None],
+            quats=quats[None],
+            scales=scales.exp()[None],
+            opacities=opacities[None, :, 0].sigmoid(),
+            sh=torch.cat([dc[:, None], rest], dim=1)[None],
+        )
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ValueError(f"{path}: its Gaussians do not fit together ({error})") from error
+
+
+def _user_frame(path: Path) -> Similarity:
+    content = load_json(path)
+    try:
+        scale, rotation, translation = (
+            torch.tensor(content[name]).float() for name in ("scale", "rotation", "translation")
+        )
+    except (ValueError, KeyError, TypeError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{path}: not what training wrote ({error})") from error
-    if rotation.shape != (3, 3) or translation.shape != (3,) or not bool(scale.isfinite()) or float(scale) <= 0:
+    shapes = [tuple(value.shape) for value in (scale, rotation, translation)]
+    finite = all(bool(value.isfinite().all()) for value in (scale, rotation, translation))
+    if shapes != [(), (3, 3), (3,)] or not finite or float(scale) <= 0:
         raise ValueError(f"{path}: expected a scale above 0, a rotation (3,3) and a translation (3)")
     return Similarity(scale, rotation, translation)

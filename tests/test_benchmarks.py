@@ -151,7 +151,7 @@ def test_depth_files_that_are_none(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: not a readable depth map"):
             read_depth(tmp_path / name)
-    with pytest.raises(ValueError, match="nothing: not a readable"):
+    with pytest.raises(ValueError, match="nothing: no such file"):
         read_raw_depth(tmp_path / "nothing", 2, 3)
 
 

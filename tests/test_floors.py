@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "da3_splat"
 FLOORS = {
-    "types": 0, "config": 0, "ranks": 0,
+    "types": 0, "limits": 0, "config": 0, "ranks": 0,
     "geometry": 1, "spherical_harmonics": 1, "io": 1,
     "backbone": 2, "rendering": 2, "data": 2, "losses": 2, "teacher_losses": 2, "metrics": 2, "perceptual": 2,
     "heads": 3, "fusion": 3,
@@ -17,6 +17,7 @@ FLOORS = {
     "commands": 7, "cli": 8,
 }  # fmt: skip
 NEIGHBOURS = {
+    ("config", "limits"),
     ("geometry", "spherical_harmonics"),  # moving Gaussians turns their SH
     ("io", "geometry"),  # files hold cameras in other conventions
     ("io", "spherical_harmonics"),

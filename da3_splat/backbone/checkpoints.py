@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from da3_splat.io.json_files import load_json
+from da3_splat.limits import inside, regular_file
 
 HEAD_PREFIX = "gs_head."  # the Gaussian head's keys in a released file; a bare backbone leaves them alone
 NON_COMMERCIAL = ("da3-giant", "da3-large", "da3nested-giant-large")
@@ -87,20 +89,29 @@ def load_dinov2(network: nn.Module, state: Mapping[str, Tensor]) -> None:
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file, or of all shards that a `model.safetensors.index.json` names."""
     if path.name == INDEX_NAME:
-        try:
-            shards = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, UnicodeDecodeError, AttributeError, TypeError) as error:
-            raise ValueError(f"{path}: not a safetensors index ({error})") from error
-        if any(Path(shard).name != shard for shard in shards):
-            raise ValueError(f"{path}: a shard lies outside the folder of the index")
+        shards = read_shard_names(path)
         return {key: value for shard in shards for key, value in read_safetensors(path.parent / shard).items()}
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(regular_file(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such checkpoint") from None
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a readable safetensors file ({error}); pickles are never opened") from error
+
+
+def read_shard_names(index: Path) -> list[str]:
+    """The files that a `model.safetensors.index.json` names, all of them in its folder."""
+    content = load_json(index)
+    named = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(shard, str) for shard in named.values()):
+        raise ValueError(f"{index}: not a safetensors index; expected a weight_map of file names")
+    shards = sorted(set(named.values()))
+    if any(Path(shard).name != shard for shard in shards):
+        raise ValueError(f"{index}: a shard lies outside the folder of the index")
+    if any(not shard.endswith(".safetensors") for shard in shards):
+        raise ValueError(f"{index}: expected shards that end in .safetensors")
+    for shard in shards:
+        inside(index.parent, shard, str(index))
+    return shards
 
 
 def resolve(source: str | Path, revision: str | None = None) -> Path:
@@ -149,9 +160,9 @@ def _download_shards(hub_id: str, revision: str | None) -> Path:
 
     try:
         index = Path(hf_hub_download(hub_id, INDEX_NAME, revision=revision))
-        for shard in sorted(set(json.loads(index.read_text())["weight_map"].values())):
+        for shard in read_shard_names(index):
             hf_hub_download(hub_id, shard, revision=revision)
-    except (EntryNotFoundError, json.JSONDecodeError, KeyError, OSError) as error:
+    except (EntryNotFoundError, ValueError, OSError) as error:
         raise ValueError(f"{hub_id}: holds neither model.safetensors nor a readable {INDEX_NAME} ({error})") from error
     return index
 

@@ -124,8 +124,9 @@ def reconstruct(
             FusionConfig() if fusion else NO_FUSION, max_gaussians=max_gaussians, min_confidence=prune, sky=sky
         )
         watch = _shown(window, views)
-        stamps = [(str(frame.path), frame.path.stat().st_mtime_ns) for frame in frames if isinstance(frame.path, Path)]
-        recipe = {"model": model, "size": list(views.images.shape), "pictures": stamps, "poses": poses}
+        stamps = [_stamp(frame.path) for frame in frames if isinstance(frame.path, Path)]
+        weights = _stamp(Path(model)) if Path(model).exists() else model
+        recipe = {"model": weights, "size": list(views.images.shape), "pictures": stamps, "poses": poses}
         work = output / "work"
         with launched() as (workers, writes):
             network = load_model(model, device)
@@ -165,6 +166,12 @@ def reconstruct(
         _tell(report, output, model)
     if window is not None:
         window.wait()
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """What tells a file from another one in work/recipe.json, without saying where on this machine it lies."""
+    found = path.stat()
+    return path.name, found.st_size, found.st_mtime_ns
 
 
 def _window() -> SceneViewer:

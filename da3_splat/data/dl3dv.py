@@ -18,9 +18,11 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from da3_splat.geometry.poses import intrinsics_matrix
-from da3_splat.io.frames import Frame, Lens, PictureFile
+from da3_splat.io.frames import Frame, Lens, PictureFile, check_camera
 from da3_splat.io.images import SUFFIXES, picture_size
-from da3_splat.io.transforms_json import json_number, load_json, opengl_to_world_to_camera, rigid_matrix
+from da3_splat.io.json_files import json_number, load_json
+from da3_splat.io.transforms_json import opengl_to_world_to_camera, rigid_matrix
+from da3_splat.limits import check_views, inside
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +133,7 @@ def _base(name: str, path: Path) -> PictureFile | None:
     if path.is_file():
         try:
             root = zipfile.Path(path)
-        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
+        except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, EOFError) as error:
             raise ValueError(f"{path}: not a readable zip archive ({error}); download it again") from error
     inner = root / name
     return next((b for b in (inner, inner / "nerfstudio", root, root / "nerfstudio") if (b / FILE).is_file()), None)
@@ -161,9 +163,15 @@ def _pictures(base: PictureFile, folders: Sequence[str]) -> tuple[PictureFile, d
                 for item in sorted(folder.iterdir(), key=lambda item: item.name)
                 if PurePosixPath(item.name).suffix.lower() in SUFFIXES and not item.name.startswith(".")
             }
+            check_views(len(found), str(folder))
             if found:
-                return folder, found
+                return folder, {stem: _own(base, item) for stem, item in found.items()}
     raise ValueError(f"{base}: no pictures in any of {', '.join(folders)}")
+
+
+def _own(base: PictureFile, item: PictureFile) -> PictureFile:
+    """The picture, which must not be a link that leads out of the scene."""
+    return inside(base, str(item.relative_to(base)), str(base)) if isinstance(base, Path) else item
 
 
 def _frames(content: dict, listed: list, folder: PictureFile, pictures: dict[str, PictureFile], where: str):
@@ -235,6 +243,8 @@ def _frame(
     fy, cy = fy * scale_y, number("cy", listed_height / 2) * scale_y
     bend = tuple(number(name, 0.0) for name in ("k1", "k2", "p1", "p2"))
     world_to_camera = opengl_to_world_to_camera(rigid_matrix(entry.get("transform_matrix"), where))
+    intrinsics = intrinsics_matrix(*(torch.tensor(value, dtype=torch.float64) for value in (fx, fy, cx, cy)))
+    check_camera(world_to_camera, intrinsics, height, width, where)
     if stem not in pictures:
         return stem, None
     return stem, Frame(
@@ -242,7 +252,7 @@ def _frame(
         height=height,
         width=width,
         world_to_camera=world_to_camera,
-        intrinsics=intrinsics_matrix(*(torch.tensor(value, dtype=torch.float64) for value in (fx, fy, cx, cy))),
+        intrinsics=intrinsics,
         lens=Lens("OPENCV", (fx, fy, cx, cy, *bend)) if any(bend) else None,
     )
 

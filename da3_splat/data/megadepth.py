@@ -25,12 +25,12 @@ from torch import Tensor
 from da3_splat.data.colmap_text import RawCamera, read_cameras, read_images, read_points
 from da3_splat.io.frames import Frame
 from da3_splat.io.images import SUFFIXES, picture_size
+from da3_splat.limits import DEPTH_PIXELS, check_views, inside, regular_file
 
 logger = logging.getLogger(__name__)
 
 TEST_LANDMARKS = tuple(str(number) for number in range(5000, 5019))  # of DA3's novel views: never train on them
 SMALLEST_DEPTH = 100 * 1024  # bytes: smaller files are ordinal masks (D2-Net's rule)
-LARGEST_DEPTH = 1 << 27  # pixels
 PICTURES, MODELS = "MegaDepth_v1", "MegaDepth_v1_SfM"
 PREFIXES = ("", "phoenix/S6/zl548")
 
@@ -176,18 +176,17 @@ def read_depth(path: str | Path, keep_ordinal: bool = False) -> Tensor | None:
 
     None for a file of ordinal labels (below 0 somewhere), unless `keep_ordinal`: then they are given as they are.
     """
+    regular_file(path)
     try:
         with h5py.File(path, "r") as file:
             link = file.get("depth", getlink=True)
             depth = file["depth"] if isinstance(link, h5py.HardLink) else None
             if not isinstance(depth, h5py.Dataset) or depth.ndim != 2 or depth.dtype.kind not in "fiu":
                 raise ValueError("expected a dataset `depth` of two dimensions")
-            if depth.external or depth.is_virtual or not 0 < depth.size <= LARGEST_DEPTH:
+            if depth.external or depth.is_virtual or not 0 < depth.size <= DEPTH_PIXELS:
                 raise ValueError("its dataset `depth` is empty, too large or in another file")
-            values = depth[()].astype(np.float32)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            values = depth.astype(np.float32)[()]
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, OverflowError, AttributeError) as error:
         raise ValueError(f"{path}: not a readable depth file ({error})") from error
     if values.min() < 0:
         return torch.from_numpy(values) if keep_ordinal else None
@@ -212,4 +211,6 @@ def _models_above(pictures: Path) -> Path:
 def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
-    return {p.name: p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")}
+    found = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+    check_views(len(found), str(folder))
+    return {path.name: inside(folder, path.name, str(folder)) for path in found}

@@ -12,8 +12,6 @@ refused: convert them once, on a machine that may be lost, with arrays of the ki
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from da3_splat.io.arrays import UNREADABLE, open_archive
 from da3_splat.io.frames import Frame
 from da3_splat.io.images import picture_size
+from da3_splat.limits import inside
 
 SHAPES = {
     "image_paths": ("U", (None,)),
@@ -32,7 +32,6 @@ SHAPES = {
     "overlap_matrix": ("f", (None, None)),
     "pair_infos": ("fiu", (None, 3)),
 }
-UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, EOFError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,10 @@ class SceneInfo:
         root = Path(root)
         frames, which, problems = [], [], []
         for index, name in enumerate(self.images):
-            path = root / name
+            if not name:
+                continue
             try:
-                if not path.resolve().is_relative_to(root.resolve()):
-                    raise ValueError(f"{path}: lies outside {root}")
-                if not name:
-                    continue
+                path = inside(root, name, "scene info")
                 height, width = picture_size(path)
             except ValueError as error:
                 problems.append(str(error))
@@ -71,15 +68,7 @@ class SceneInfo:
 
 def read_scene_info(path: str | Path) -> SceneInfo:
     """The archive at `path`; ValueError names the file, the array, and what to do."""
-    try:
-        archive = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (*UNREADABLE, ValueError) as error:
-        raise ValueError(f"{path}: not a readable npz archive ({error})") from error
-    if not isinstance(archive, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path}: expected an npz archive, got a single array")
-    with archive:
+    with open_archive(path) as archive:
         arrays = {name: _array(archive, name, path) for name in SHAPES if name in archive or name != "pair_infos"}
     count = len(arrays["image_paths"])
     for name, values in arrays.items():
@@ -107,13 +96,13 @@ def _array(archive: np.lib.npyio.NpzFile, name: str, path: str | Path) -> np.nda
     kinds, shape = SHAPES[name]
     try:
         values = archive[name]
-    except UNREADABLE as error:
-        raise ValueError(f"{path}: {name}: not readable ({error})") from error
     except ValueError as error:
         raise ValueError(
             f"{path}: {name}: holds pickled Python objects, which could run code; convert it to an array of strings "
             f"or numbers first ({error})"
         ) from error
+    except UNREADABLE as error:
+        raise ValueError(f"{path}: {name}: not readable ({error})") from error
     fits = values.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, values.shape))
     if values.dtype.kind not in kinds or not fits:
         expected = "(" + ", ".join("*" if side is None else str(side) for side in shape) + ")"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from da3_splat.io.files import replacing
+from da3_splat.io.json_files import load_json
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,7 @@ class ViewIndex:
 def read_view_index(path: str | Path) -> dict[str, ViewIndex | None]:
     """Scenes in the order of the file; None for a scene that the file leaves out. ValueError names file and scene."""
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(), object_pairs_hook=_once)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    content = load_json(path, pairs=_once)
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path}: not a view index, expected an object with a scene a key")
     return {scene: None if entry is None else _entry(entry, f"{path}: {scene}") for scene, entry in content.items()}

@@ -19,6 +19,7 @@ import numpy as np
 
 from da3_splat.io.files import replacing
 from da3_splat.io.images import write_image
+from da3_splat.io.json_files import load_json
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class ResultsFolder:
         if not path.is_file():
             return None
         try:
-            content = json.loads(path.read_text())
-        except (ValueError, OSError):  # of another program, or a disk that failed: scored again
+            content = load_json(path)
+        except ValueError:  # of another program, or a disk that failed: scored again
             return None
         fits = isinstance(content, dict) and content.get("identity") == self.identity and content.get("name") == scene
         return content if fits else None

@@ -17,8 +17,9 @@ import torch
 
 from da3_splat.geometry.alignment import Similarity, transform_gaussians
 from da3_splat.io.images import write_image
+from da3_splat.io.json_files import json_number, load_json
 from da3_splat.io.ply import load_ply
-from da3_splat.io.transforms_json import json_number, load_json, write_transforms
+from da3_splat.io.transforms_json import write_transforms
 from da3_splat.rendering import render
 from da3_splat.types import Gaussians, Geometry, Scene, Views
 

@@ -11,8 +11,10 @@ import numpy as np
 import pycolmap
 import torch
 
-from da3_splat.io.frames import PINHOLE_MODELS, Frame, Lens
+from da3_splat.io.colmap_binary import check_model
+from da3_splat.io.frames import PINHOLE_MODELS, Frame, Lens, check_camera
 from da3_splat.io.images import SUFFIXES, read_image
+from da3_splat.limits import check_views, inside
 from da3_splat.types import Cameras
 
 MODEL_FILES = ("cameras.bin", "cameras.txt")
@@ -33,12 +35,14 @@ def read_colmap(model: Path, images: Path | list[Path]) -> tuple[list[Frame], np
     picture is where they are.
     """
     try:
+        check_model(model)
         reconstruction = pycolmap.Reconstruction(str(model))
-    except (RuntimeError, ValueError, OSError, MemoryError, IndexError) as error:
+    except (RuntimeError, ValueError, OSError, IndexError, OverflowError) as error:
         raise ValueError(f"{model}: not a readable COLMAP model ({error})") from error
     names = sorted(image.name for image in reconstruction.images.values() if image.has_pose)
     if not names:
         raise ValueError(f"{model}: no posed images in this COLMAP model")
+    check_views(len(names), str(model))
     folders = [images] if isinstance(images, Path) else images
     folder = next((folder for folder in folders if _picture(folder, names[0]).is_file()), folders[0])
     frames = frames_of(reconstruction, folder)
@@ -57,8 +61,7 @@ def frames_of(reconstruction: pycolmap.Reconstruction, images: Path) -> list[Fra
         world_to_camera = torch.eye(4, dtype=torch.float64)
         world_to_camera[:3] = torch.from_numpy(image.cam_from_world().matrix())
         intrinsics = torch.from_numpy(camera.calibration_matrix())
-        if not bool(world_to_camera.isfinite().all() & intrinsics.isfinite().all()) or intrinsics[0, 0] <= 0:
-            raise ValueError(f"{image.name}: its camera in this COLMAP model is not finite or has no focal length")
+        check_camera(world_to_camera, intrinsics, camera.height, camera.width, f"{image.name}: in this COLMAP model")
         plain = camera.model.name in PINHOLE_MODELS or not any(camera.params[camera.extra_params_idxs()])
         plain &= not camera.is_perspective_fisheye()
         frames.append(
@@ -76,13 +79,11 @@ def frames_of(reconstruction: pycolmap.Reconstruction, images: Path) -> list[Fra
 
 def _picture(images: Path, name: str) -> Path:
     """The file of a picture; one saved in another format since (a.png -> a.jpg) is found by its stem."""
-    path = images / name
-    if not path.resolve().is_relative_to(images.resolve()):
-        raise ValueError(f"{name}: lies outside {images}")
-    if path.is_file():
+    path = inside(images, name, "COLMAP model")
+    if path.is_file() or not path.stem:
         return path
     others = [path.with_suffix(suffix) for suffix in SUFFIXES if path.with_suffix(suffix).is_file()]
-    return others[0] if others else path
+    return inside(images, str(others[0].relative_to(images)), "COLMAP model") if others else path
 
 
 def points_of(reconstruction: pycolmap.Reconstruction) -> tuple[np.ndarray, np.ndarray]:
@@ -90,7 +91,8 @@ def points_of(reconstruction: pycolmap.Reconstruction) -> tuple[np.ndarray, np.n
     points = [reconstruction.points3D[key] for key in sorted(reconstruction.points3D)]
     xyz = np.array([point.xyz for point in points], np.float32).reshape(-1, 3)
     rgb = np.array([point.color for point in points], np.float32).reshape(-1, 3) / 255
-    return xyz, rgb
+    finite = np.isfinite(xyz).all(axis=1)
+    return xyz[finite], rgb[finite]
 
 
 def write_colmap(

@@ -9,6 +9,8 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from da3_splat.limits import COORDINATE, FOCAL_SHARES, SIDE
+
 PictureFile = Path | zipfile.Path
 PINHOLE_MODELS = ("SIMPLE_PINHOLE", "PINHOLE")
 
@@ -45,3 +47,19 @@ class Frame:
     def name(self) -> str:
         """What the view is called: its label, else the name of its file."""
         return self.label or self.path.name
+
+
+def check_camera(world_to_camera: Tensor, intrinsics: Tensor, height: int, width: int, where: str) -> None:
+    """ValueError where a camera (4,4), (3,3) of a height x width picture is none that anybody could compute with."""
+    if not 0 < min(height, width) <= max(height, width) <= SIDE:
+        raise ValueError(f"{where}: a picture of {width}x{height} pixels; expected sides of 1 to {SIDE}")
+    if not bool(world_to_camera.isfinite().all() & intrinsics.isfinite().all()):
+        raise ValueError(f"{where}: its camera is not finite")
+    if float(world_to_camera[:3, 3].abs().max()) > COORDINATE:
+        raise ValueError(f"{where}: its camera is further than {COORDINATE:.0e} from the origin")
+    low, high = (share * max(height, width) for share in FOCAL_SHARES)
+    if not low <= float(intrinsics[0, 0]) <= high or not low <= float(intrinsics[1, 1]) <= high:
+        found = f"{float(intrinsics[0, 0]):g}, {float(intrinsics[1, 1]):g}"
+        raise ValueError(f"{where}: a focal length of {found} pixels; expected {low:g} to {high:g}")
+    if float(intrinsics[:2, 2].abs().max()) > high:
+        raise ValueError(f"{where}: its principal point is {high:g} pixels away from the picture, or more")

@@ -14,13 +14,18 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from da3_splat.io.files import replacing
 from da3_splat.io.frames import PictureFile
+from da3_splat.limits import check_pixels, check_views, inside, regular_file
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 # What Pillow and a damaged archive are known to raise for files that are no pictures.
 UNREADABLE = (
     *(UnidentifiedImageError, Image.DecompressionBombError, zipfile.BadZipFile, zlib.error),
     *(OSError, SyntaxError, ValueError, KeyError, IndexError, EOFError, NotImplementedError, struct.error),
+    *(TypeError, AttributeError, OverflowError, ZeroDivisionError, RuntimeError),
 )
+# Whatever its name says, a file is opened as one of these: Pillow would hand PostScript to another program.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF")
+ROWS = 256  # converted at a time
 FULL_FRAME_DIAGONAL = math.hypot(36, 24)  # millimetres, to which EXIF's 35 mm equivalent focal length refers
 
 
@@ -46,7 +51,8 @@ def read_picture(path: PictureFile | str, upright: bool = True) -> Picture:
     be an attack (about 180 megapixels).
     """
     try:
-        with _opened(path) as stream, Image.open(stream) as image:
+        with _opened(path) as stream, Image.open(stream, formats=FORMATS) as image:
+            check_pixels(image.height, image.width, "it has")
             image.load()
             focal = _focal(image)
             image = ImageOps.exif_transpose(image) if upright else image.copy()
@@ -67,7 +73,8 @@ def read_picture(path: PictureFile | str, upright: bool = True) -> Picture:
 def picture_size(path: PictureFile | str) -> tuple[int, int]:
     """Height and width as stored, from the header alone."""
     try:
-        with _opened(path) as stream, Image.open(stream) as image:
+        with _opened(path) as stream, Image.open(stream, formats=FORMATS) as image:
+            check_pixels(image.height, image.width, "it has")
             return image.height, image.width
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
@@ -76,7 +83,11 @@ def picture_size(path: PictureFile | str) -> tuple[int, int]:
 
 
 def _opened(path: PictureFile | str):
-    return (Path(path) if isinstance(path, str) else path).open("rb")
+    if isinstance(path, zipfile.Path):
+        return path.open("rb")
+    if not Path(path).exists():
+        raise FileNotFoundError(path)
+    return regular_file(path).open("rb")
 
 
 def _focal(image: Image.Image) -> float | None:
@@ -96,18 +107,23 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
         full = 1 if values.max() <= 1 else 255 if values.max() <= 255 else 65535
     else:
         full = 65535 if values.max() > 255 else 255
-    return (values.astype(np.float64) * 255 / full).clip(0, 255).astype(np.uint8)
+    result = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), ROWS):  # as float64, a large picture would take gigabytes
+        rows = slice(start, start + ROWS)
+        result[rows] = (values[rows].astype(np.float64) * 255 / full).clip(0, 255).astype(np.uint8)
+    return result
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """The pictures of a folder by name; ValueError where there is none."""
+    """The pictures of a folder by name; ValueError where there is none, or where one is a link that leads out of it."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
     found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not found:
         raise ValueError(f"{folder}: no images in this folder (looked for {', '.join(SUFFIXES)})")
-    return found
+    check_views(len(found), str(folder))
+    return [inside(folder, path.name, str(folder)) for path in found]
 
 
 def eight_bits(pixels: np.ndarray) -> np.ndarray:

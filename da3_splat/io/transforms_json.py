@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
-import zlib
 from pathlib import Path
 
 import torch
@@ -12,13 +10,11 @@ from torch import Tensor
 
 from da3_splat.geometry.poses import intrinsics_matrix
 from da3_splat.io.files import replacing
-from da3_splat.io.frames import Frame, Lens, PictureFile
+from da3_splat.io.frames import Frame, Lens, check_camera
+from da3_splat.io.json_files import json_number, load_json
+from da3_splat.limits import check_views, inside
 from da3_splat.types import Cameras
 
-# What a broken file, or a broken archive around it, is known to raise.
-UNREADABLE = (ValueError, OSError, RecursionError, EOFError, NotImplementedError, zlib.error, zipfile.BadZipFile)
-LARGEST_FILE = 256 << 20  # bytes of JSON
-LARGEST_NUMBER = 1e30  # beyond, float32 has no room for it
 PERSPECTIVE = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "FULL_OPENCV")
 
 
@@ -46,6 +42,7 @@ def read_transforms(path: str | Path) -> tuple[list[Frame], Path | None]:
         raise ValueError(f"{path}: no list of frames")
     if not isinstance(frames, list) or not frames:
         raise ValueError(f"{path}: no frames")
+    check_views(len(frames), str(path))
     folder = path.parent
     points = content.get("ply_file_path")
     if points is not None and not isinstance(points, str):
@@ -73,47 +70,20 @@ def _frame(folder: Path, shared: dict, frame: dict, where: str) -> Frame:
     mask = frame.get("mask_path")
     if mask is not None and not isinstance(mask, str):
         raise ValueError(f"{where}: mask_path: expected a file name, got {mask!r}")
+    world_to_camera = opengl_to_world_to_camera(matrix)
+    intrinsics = intrinsics_matrix(*(torch.tensor(value, dtype=torch.float64) for value in values))
+    check_camera(world_to_camera, intrinsics, height, width, where)
     return Frame(
         path=inside(folder, frame["file_path"], where),
         mask=None if mask is None else inside(folder, mask, where),
         height=height,
         width=width,
-        world_to_camera=opengl_to_world_to_camera(matrix),
-        intrinsics=intrinsics_matrix(*(torch.tensor(value, dtype=torch.float64) for value in values)),
+        world_to_camera=world_to_camera,
+        intrinsics=intrinsics,
         lens=_lens(
             kind, values, [number(name, 0.0) for name in ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")], where
         ),
     )
-
-
-def load_json(path: PictureFile):
-    """What a JSON file (or one in a zip) holds; ValueError where it is none, or larger than 256 MB."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-        if len(data) > LARGEST_FILE:
-            raise ValueError(f"larger than {LARGEST_FILE >> 20} MB")
-        return json.loads(data)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (
-        ValueError,
-        OSError,
-        RecursionError,
-        EOFError,
-        NotImplementedError,
-        zlib.error,
-        zipfile.BadZipFile,
-    ) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
-
-
-def json_number(value: object, where: str) -> float:
-    """A finite number; ValueError names what came instead."""
-    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not plain or not abs(value) < LARGEST_NUMBER:
-        raise ValueError(f"{where}: expected a number, got {value!r:.80}")
-    return float(value)
 
 
 def rigid_matrix(value: object, where: str) -> Tensor:
@@ -129,6 +99,8 @@ def rigid_matrix(value: object, where: str) -> Tensor:
     rotation = matrix[:3, :3]
     if (rotation @ rotation.T - torch.eye(3, dtype=torch.float64)).abs().max() > 1e-3 or torch.linalg.det(rotation) < 0:
         raise ValueError(f"{where}: transform_matrix: its rotation is not a rotation")
+    if matrix[3].tolist() != [0, 0, 0, 1]:
+        raise ValueError(f"{where}: transform_matrix: expected 0, 0, 0, 1 as its last row")
     return matrix
 
 
@@ -149,14 +121,6 @@ def _lens(kind: str, pinhole: list[float], distortion: list[float], where: str) 
         if any(distortion[4:])
         else Lens("OPENCV", (*pinhole, k1, k2, p1, p2))
     )
-
-
-def inside(folder: Path, name: str, where: str) -> Path:
-    """The file `name` of the capture; a name that leads out of its folder is refused."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{where}: {name} lies outside {folder}")
-    return path
 
 
 def write_transforms(

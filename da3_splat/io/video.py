@@ -12,7 +12,10 @@ from PIL import Image
 from da3_splat.io.files import replacing
 from da3_splat.io.frames import Frame
 from da3_splat.io.images import eight_bits
+from da3_splat.limits import check_pixels, regular_file
 
+# Whatever its name says, a file is opened as one of these: FFmpeg would follow a list of other files and addresses.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,avi,matroska,webm"
 SMALL_WIDTH = 96  # pixels of the grey pictures on which sharpness and motion are measured
 TILES = (4, 6)  # rows and columns of tiles whose motion is measured
 MAX_CANDIDATES_PER_SECOND = 15.0
@@ -66,10 +69,12 @@ def _chosen_numbers(path: Path, fps: float, most: int | None, progress: Callable
     if not fps > 0:
         raise ValueError(f"fps: expected a positive number, got {fps}")
     times, sharpness, motion, previous = [], [], [], None
+    height = 0
     for index, time, frame in progress(_decoded(path)):
+        height = height or round(SMALL_WIDTH * frame.height / frame.width)  # sizes may change on the way
         if times and time - times[-1][1] < 0.999 / MAX_CANDIDATES_PER_SECOND:
             continue
-        small = _small_grey(frame)
+        small = _small_grey(frame, height)
         times.append((index, time))
         sharpness.append(_sharpness(small))
         motion.append(0.0 if previous is None else _motion(previous, small))
@@ -127,17 +132,19 @@ def _decoded(path: Path) -> Iterator[tuple[int, float, av.VideoFrame]]:
     """Number, time in seconds and picture of each frame; what follows a broken spot is left out."""
     index = 0
     try:
-        with av.open(str(path)) as container:
+        with (
+            regular_file(path).open("rb") as file,
+            av.open(file, container_options={"format_whitelist": CONTAINERS}) as container,
+        ):
             if not container.streams.video:
                 raise ValueError(f"{path}: no pictures in this video")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             for frame in container.decode(stream):
+                check_pixels(frame.height, frame.width, str(path))
                 yield index, float(frame.time) if frame.time is not None else index / 30.0, frame
                 index += 1
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except av.FFmpegError as error:
+    except (av.FFmpegError, OSError, IndexError, OverflowError, UnicodeDecodeError) as error:
         if index == 0:
             raise ValueError(f"{path}: not a readable video ({error})") from error
     if index == 0:
@@ -150,8 +157,8 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 
 
-def _small_grey(frame: av.VideoFrame) -> np.ndarray:
-    height = max(TILES[0] * 4, round(SMALL_WIDTH * frame.height / frame.width))
+def _small_grey(frame: av.VideoFrame, height: int) -> np.ndarray:
+    height = min(max(TILES[0] * 4, height), 4 * SMALL_WIDTH)
     return frame.reformat(width=SMALL_WIDTH, height=height, format="gray").to_ndarray().astype(np.float32)
 
 

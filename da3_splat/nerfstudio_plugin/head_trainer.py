@@ -11,6 +11,7 @@ from nerfstudio.utils import writer
 from nerfstudio.utils.decorators import check_main_thread
 from torch import Tensor
 
+from da3_splat.io.checkpoints import read_checkpoint
 from da3_splat.nerfstudio_plugin.head_pipeline import HeadPipeline
 from da3_splat.nerfstudio_plugin.trainer import checkpoint_to_load, write_checkpoint
 
@@ -30,7 +31,7 @@ class HeadTrainer(Trainer):
 
         recipe, objective = self.pipeline.recipe, self.pipeline.objective
         checkpoint = checkpoint_to_load(self.config)
-        saved = None if checkpoint is None else torch.load(checkpoint, map_location="cpu", weights_only=True)
+        saved = None if checkpoint is None else read_checkpoint(checkpoint)
         done = 0 if saved is None else saved["step"] + 1
         optimization = replace(recipe.optimization, steps=done + self.config.max_num_iterations)
         groups = parameter_groups(objective.model, recipe)

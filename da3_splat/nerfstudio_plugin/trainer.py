@@ -12,6 +12,7 @@ from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
+from da3_splat.io.checkpoints import read_checkpoint
 from da3_splat.io.files import replacing
 from da3_splat.nerfstudio_plugin.pipeline import Da3SplatPipeline
 from da3_splat.nerfstudio_plugin.schedulers import DecayConfig
@@ -36,7 +37,7 @@ class Da3SplatTrainer(Trainer):
             if frame is not None:
                 write_user_frame(self.base_dir, frame)
         else:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            state = read_checkpoint(checkpoint)
             self.pipeline.model.resize(state["pipeline"]["_model.gauss_params.means"].shape[0])
             done = state["step"] + 1
         config = deepcopy(self.config.optimizers)

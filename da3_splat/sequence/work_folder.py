@@ -53,7 +53,7 @@ class WorkFolder:
     def __init__(self, path: str | Path, recipe: dict):
         self.path = Path(path)
         text, file = json.dumps(recipe, sort_keys=True, default=str), self.path / "recipe.json"
-        if file.is_file() and file.read_text() != text:
+        if file.is_file() and file.read_bytes() != text.encode():
             raise ValueError(f"{self.path}: holds chunks of other pictures or settings; remove it or choose another")
         if not file.is_file():
             with replacing(file) as beside:
@@ -65,20 +65,9 @@ class WorkFolder:
         if not file.is_file():
             return None
         try:
-            values = load_file(file)
-        except SafetensorError:
-            return None  # a disk that filled up, or a copy broken off: made again
-        maps = {key: values[key] for key in _MAPS if key in values}
-        height, width = maps["depth"].shape[-2:]
-        cameras = Cameras(
-            world_to_camera=values["world_to_camera"], intrinsics=values["intrinsics"], height=height, width=width
-        )
-        gaussians = None
-        if "places" in values:
-            found = {key: value for key, value in values.items() if key.startswith(_PREFIX)}
-            gaussians = Gaussians(**{key.removeprefix(_PREFIX): value for key, value in found.items()})
-        geometry = Geometry(**maps, cameras=cameras)
-        return ChunkResult(geometry, values["descriptions"], gaussians, values.get("places"))
+            return _result(load_file(file))
+        except (SafetensorError, KeyError, ValueError):
+            return None  # a disk that filled up, a copy broken off, or another program's: made again
 
     def save(self, name: str, result: ChunkResult) -> None:
         geometry = result.geometry
@@ -90,3 +79,18 @@ class WorkFolder:
             values |= {_PREFIX + key: value for key, value in result.gaussians.kept_on_disk().items()}
         with replacing(self.path / f"{name}.safetensors") as beside:
             save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, beside)
+
+
+def _result(values: dict[str, Tensor]) -> ChunkResult:
+    """What `WorkFolder.save` wrote; KeyError or ValueError where these are other tensors."""
+    maps = {key: values[key] for key in _MAPS if key in values}
+    height, width = maps["depth"].shape[-2:]
+    cameras = Cameras(
+        world_to_camera=values["world_to_camera"], intrinsics=values["intrinsics"], height=height, width=width
+    )
+    gaussians = None
+    if "places" in values:
+        found = {key: value for key, value in values.items() if key.startswith(_PREFIX)}
+        gaussians = Gaussians(**{key.removeprefix(_PREFIX): value for key, value in found.items()})
+    geometry = Geometry(**maps, cameras=cameras)
+    return ChunkResult(geometry, values["descriptions"], gaussians, values.get("places"))

@@ -23,6 +23,7 @@ from da3_splat.data.episodes import UNREADABLE
 from da3_splat.data.views import read_frames
 from da3_splat.io.files import replacing
 from da3_splat.io.images import color_of_depth, write_image
+from da3_splat.io.json_files import load_json
 from da3_splat.training.pseudo_labels import LabelConfig, align_to_measured
 from da3_splat.types import SKY_THRESHOLD
 
@@ -83,12 +84,17 @@ def read_quality(folder: Path, settings: dict[str, object] | None = None) -> lis
     path = folder / QUALITY
     if not path.is_file():
         return None
-    content = json.loads(path.read_text())
+    content = load_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or "settings" not in content:
+        raise ValueError(f"{path}: not what labelling wrote; delete it, and the scene is labelled again")
     if settings is not None and content["settings"] != settings:
         raise ValueError(
             f"{path}: labels of other settings ({content['settings']}); name another folder, or delete this one"
         )
-    return [FrameQuality(**frame) for frame in content["frames"]]
+    try:
+        return [FrameQuality(**frame) for frame in content["frames"]]
+    except TypeError as error:
+        raise ValueError(f"{path}: not what labelling wrote ({error})") from error
 
 
 def _label_frame(

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from da3_splat.backbone.attention import Block
+from da3_splat.io.checkpoints import read_checkpoint
 from da3_splat.io.files import replacing
 from da3_splat.types import Record
 
@@ -179,6 +180,9 @@ class TrainingState:
 
     def load_state_dict(self, state: dict, where: str = "checkpoint") -> dict[str, int]:
         """Go on from a state; returns the sampler's. ValueError where it is of another model."""
+        missing = {"step", "skipped", "learned", "average", "optimizer", "sampler", "randomness"} - state.keys()
+        if missing:
+            raise ValueError(f"{where}: no checkpoint of a training; it lacks {', '.join(sorted(missing))}")
         if state["learned"].keys() != self.learned.keys():
             raise ValueError(f"{where}: holds other parameters than this training learns")
         with torch.no_grad():
@@ -207,7 +211,7 @@ class TrainingState:
 
     def load(self, path: Path) -> dict[str, int]:
         """Go on from a checkpoint; returns the sampler's state. ValueError where it is of another model."""
-        return self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), str(path))
+        return self.load_state_dict(read_checkpoint(path), str(path))
 
 
 def _own(tensor: Tensor) -> Tensor:

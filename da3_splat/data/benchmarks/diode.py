@@ -13,11 +13,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from da3_splat.data.benchmarks.scene import BenchmarkScene, Picture, first_existing, folders, single_frame
+from da3_splat.io.arrays import read_array
 from da3_splat.io.depth_maps import read_depth
 
 INTRINSICS = torch.tensor([[886.81, 0, 512], [0, 927.06, 384], [0, 0, 1]], dtype=torch.float64)
@@ -53,10 +53,7 @@ def _listing(scan: Path) -> list[Picture]:
 
 def _depth(path: Path, mask: Path) -> Tensor:
     depth = read_depth(path)
-    try:
-        valid = np.load(mask, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{mask}: not a readable mask ({error})") from error
+    valid = read_array(mask)
     if valid.shape != tuple(depth.shape):
         raise ValueError(f"{mask}: expected the shape of its depth {tuple(depth.shape)}, got {valid.shape}")
     return torch.where(torch.from_numpy(valid > 0.5), depth, 0)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from da3_splat.io.arrays import read_array
 from da3_splat.io.frames import Frame
 from da3_splat.io.images import picture_size
 
@@ -130,9 +131,9 @@ def single_frame(path: Path, intrinsics: Tensor | None, label: str | None = None
 def read_matrix(path: Path, rows: int, columns: int) -> Tensor:
     """A matrix float64 of a text file of numbers, or a .npy; ValueError names the file."""
     try:
-        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path, ndmin=2)
+        values = read_array(path) if path.suffix == ".npy" else np.loadtxt(path, ndmin=2)
         values = np.asarray(values, np.float64).reshape(rows, columns)
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, TypeError) as error:
         raise ValueError(f"{path}: expected {rows}x{columns} numbers ({error})") from error
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: expected finite numbers")

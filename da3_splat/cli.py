@@ -12,14 +12,13 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 
+from da3_splat.commands.endings import one_line
 from da3_splat.commands.evaluate import Evaluations
 from da3_splat.commands.reconstruct import reconstruct
 from da3_splat.commands.terminal import bar, refining_bar
 from da3_splat.commands.view import view
 
 FAILED = 1
-BAD_INPUT = 2
-INTERRUPTED = 130
 
 
 def demo(
@@ -201,19 +200,13 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     commands = {"demo": demo, "reconstruct": reconstruct, "view": view, "evaluate": evaluate, "export": export}
     commands |= {"check": check, "info": info}
-    try:
+    with one_line("da3-splat"):
         tyro.extras.subcommand_cli_from_dict(
             commands,
             args=arguments,
             prog="da3-splat",
             description="Photos to 3D Gaussian scenes, with Depth Anything 3.",
         )
-    except (ValueError, OSError) as error:
-        print(f"da3-splat: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
-    except KeyboardInterrupt:
-        print("da3-splat: interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import tyro
 from rich.console import Console
 
 from da3_splat.backbone import create_backbone, load_checkpoint
+from da3_splat.commands.endings import one_line
 from da3_splat.data.depth_captures import DepthScene, find_depth_scenes, write_depth_capture
 from da3_splat.data.episodes import UNREADABLE
 from da3_splat.data.measurement import Measurement, measure
@@ -176,4 +177,5 @@ def main(settings: Settings) -> None:
     sys.exit(0 if figures["accepted_share"] >= settings.demand else 1)
 
 
-main(tyro.cli(Settings, description=__doc__))
+with one_line("label_depth"):
+    main(tyro.cli(Settings, description=__doc__))

@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from da3_splat.backbone.vision_transformer import PATCH
+from da3_splat.commands.endings import one_line
 from da3_splat.config import load_config
 from da3_splat.data.synthetic_batches import GeometryBatch, StepSampler
 from da3_splat.io.files import replacing
@@ -126,4 +127,5 @@ def peak_memory(device: torch.device) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-main(tyro.cli(Settings, description=__doc__))
+with one_line("train_geometry"):
+    main(tyro.cli(Settings, description=__doc__))

@@ -20,6 +20,7 @@ import tyro
 from rich.console import Console
 from torch.utils.tensorboard import SummaryWriter
 
+from da3_splat.commands.endings import one_line
 from da3_splat.config import load_config
 from da3_splat.model import save_model
 from da3_splat.training.episodes import head_batches, make_sampler
@@ -89,4 +90,5 @@ def main(settings: Settings) -> None:
         console.print(f"stopped at step {state.step}: {settings.output / 'model.safetensors'}")
 
 
-main(tyro.cli(Settings, description=__doc__))
+with one_line("train_head"):
+    main(tyro.cli(Settings, description=__doc__))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from pathlib import Path
 
@@ -21,5 +22,7 @@ class FeatureFiles:
     def __call__(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Room for features of `shape` on the CPU, in the dtype of `like`."""
         with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".features") as file:
+            # A mapped file that finds no room on the disk ends the process; asked for first, it is an error.
+            os.posix_fallocate(file.fileno(), 0, max(1, math.prod(shape) * like.element_size()))
             values = torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=like.dtype)
         return values.reshape(shape)

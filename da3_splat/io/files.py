@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -18,5 +20,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield beside
         beside.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise OSError(f"{path}: cannot be written ({error})") from error  # torch's words for a full disk
     finally:
         beside.unlink(missing_ok=True)

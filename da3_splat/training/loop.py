@@ -110,6 +110,12 @@ def run(
                 break
     except KeyboardInterrupt:
         logger.warning("stopped at step %d; the same command goes on", state.step)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        _save(state, output, sampler)
+        words = f"a process that reads data died at step {state.step} (out of memory?); the same command goes on"
+        raise OSError(f"{output / CHECKPOINT}: {words}") from error
     _save(state, output, sampler)
     return shares
 

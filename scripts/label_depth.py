@@ -33,7 +33,7 @@ from da3_splat.data.depth_captures import DepthScene, find_depth_scenes, write_d
 from da3_splat.data.episodes import UNREADABLE
 from da3_splat.data.measurement import Measurement, measure
 from da3_splat.data.synthetic import make_scenes
-from da3_splat.io.files import replacing
+from da3_splat.io.files import NotWritten, replacing
 from da3_splat.training.labelling import Teacher, label_scene, read_quality, summary
 from da3_splat.training.pseudo_labels import LabelConfig
 from da3_splat.training.single_view import predict_maps
@@ -141,6 +141,8 @@ def main(settings: Settings) -> None:
         try:
             found = label_scene(scene, teacher, settings.output, kept, settings.resolution, settings.align)
             failed.unlink(missing_ok=True)
+        except NotWritten:
+            raise
         except UNREADABLE as error:
             if "other settings" in str(error):
                 raise SystemExit(str(error)) from error

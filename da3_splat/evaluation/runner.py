@@ -18,6 +18,7 @@ from da3_splat.data.episodes import UNREADABLE
 from da3_splat.evaluation.measuring import hardware, versions
 from da3_splat.evaluation.results import ResultsFolder, identity_of
 from da3_splat.evaluation.scenes import EvaluationScene
+from da3_splat.io.files import NotWritten
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def run(
             continue
         try:
             outcome = task.score(scene)
+        except NotWritten:
+            raise
         except UNREADABLE as error:
             folder.save(scene.name, {"error": " ".join(str(error).split())})
             continue

@@ -9,22 +9,31 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container")  # in its words for a full disk
+
+
+class NotWritten(OSError):
+    """A file that could not be written. The fault of the disk, and not of what was read for it."""
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends well and vanishes when it does not."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NotWritten(f"{path}: cannot be written ({error})") from error
     # The ending stays, because writers choose the format by it.
     beside = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
         yield beside
         beside.replace(path)
-    except SafetensorError as error:
-        raise OSError(f"{path}: cannot be written ({error})") from error
+    except (OSError, SafetensorError) as error:
+        raise NotWritten(f"{path}: cannot be written ({error})") from error
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):
+        if not any(word in str(error) for word in TORCH_CANNOT_WRITE):
             raise
-        raise OSError(f"{path}: cannot be written ({error})") from error  # torch's words for a full disk
+        raise NotWritten(f"{path}: cannot be written (the disk may be full)") from error
     finally:
         beside.unlink(missing_ok=True)

@@ -206,8 +206,9 @@ class TrainingState:
         """Write a checkpoint beside its place and rename it. All ranks call; rank 0 writes."""
         state = self.state_dict(sampler)
         if self.fabric.global_rank == 0:
-            with replacing(path) as beside:
-                torch.save(state, beside)
+            # Given a name, torch would write it, and the process's number in it, into the file.
+            with replacing(path) as beside, beside.open("wb") as file:
+                torch.save(state, file)
 
     def load(self, path: Path) -> dict[str, int]:
         """Go on from a checkpoint; returns the sampler's state. ValueError where it is of another model."""

@@ -78,41 +78,55 @@ def many_clients(times: int, together: int, folder: Path) -> tuple[Held, Held, l
 
     def once() -> None:
         with connect(address, subprotocols=protocol, max_size=None, open_timeout=20) as client:
-            client.send(_window_message())
+            client.send(_camera_message())
             if len(client.recv(timeout=20)) == 0:
                 wrong.append("a client got an empty message")
 
     once()
-    _all_gone(viewer)
+    _counted(viewer, 0)
     start = held()
     for _ in range(times):
         once()
     open_clients = [connect(address, subprotocols=protocol, max_size=None, open_timeout=20) for _ in range(together)]
     for client in open_clients:
-        client.send(_window_message())
+        client.send(_camera_message())
         if len(client.recv(timeout=20)) == 0:
             wrong.append("one of many clients got an empty message")
+    if not _counted(viewer, together):
+        wrong.append(f"{len(viewer.server.get_clients())} of {together} clients are counted")
     for client in open_clients:
         client.close()
-    if not _all_gone(viewer):
+    if not _counted(viewer, 0):
         wrong.append(f"{len(viewer.server.get_clients())} clients are still counted")
     once()  # it still answers
-    _all_gone(viewer)
+    _counted(viewer, 0)
     end = held()
     viewer.server.stop()
     return start, end, wrong
 
 
-def _window_message() -> bytes:
-    return b"\x90"  # an empty list of messages
+def _camera_message() -> bytes:
+    """What a browser says first: where it looks from. Only then viser counts it as a client."""
+    import msgspec
+
+    place = {"wxyz": [1.0, 0.0, 0.0, 0.0], "position": [0.0, 0.0, -3.0], "look_at": [0.0, 0.0, 0.0]}
+    lens = {
+        "fov": 1.0,
+        "near": 0.01,
+        "far": 100.0,
+        "image_height": 40,
+        "image_width": 60,
+        "up_direction": [0.0, -1.0, 0.0],
+    }
+    return msgspec.msgpack.encode({"type": "ViewerCameraMessage", **place, **lens})
 
 
-def _all_gone(viewer, seconds: float = 10.0) -> bool:
-    """Wait until the server has noticed that its clients are gone."""
+def _counted(viewer, count: int, seconds: float = 20.0) -> bool:
+    """Wait until the server has noticed that it has so many clients."""
     end = time.monotonic() + seconds
-    while viewer.server.get_clients() and time.monotonic() < end:
+    while len(viewer.server.get_clients()) != count and time.monotonic() < end:
         time.sleep(0.05)
-    return not viewer.server.get_clients()
+    return len(viewer.server.get_clients()) == count
 
 
 def same_bytes(what: Command, folder: Path) -> tuple[int, list[str]]:

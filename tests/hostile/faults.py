@@ -47,10 +47,12 @@ class Count:
     tracebacks: int = 0
     hangs: int = 0
     lost: int = 0
+    codes: list[int | None] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
     def note(self, ended: Ended, codes: Sequence[int | None], words: str) -> None:
         self.faults += 1
+        self.codes.append(ended.code)
         self.hangs += ended.code is None
         self.tracebacks += ended.traceback
         if ended.traceback or ended.code not in codes:
@@ -174,13 +176,13 @@ def interrupted(what: Command, times: int, output: Path, random: Random) -> Coun
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A file system of its own in `folder`; OSError where that is not allowed."""
+    """A file system of its own in `folder`; PermissionError where that is not allowed."""
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True
     )
     if done.returncode:
-        raise OSError(f"no small disk here: {done.stderr.strip()}")
+        raise PermissionError(f"no small disk here: {done.stderr.strip()}")
     try:
         yield folder
     finally:

@@ -105,6 +105,7 @@ def _child(work: Callable[[], None], log: Path) -> None:
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(target, stream)
+    sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115  (pytest puts its own there)
     code = 0
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,0 +1,126 @@
+"""What a disk, a terminal or the system does to a run: the output is the old one or the new one, and errors are lines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hostile import endurance, faults
+from hostile.processes import command, run
+from safetensors import SafetensorError
+
+from da3_splat.backbone.storage import FeatureFiles
+from da3_splat.commands.endings import one_line
+from da3_splat.io.files import NotWritten, replacing
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+    ],
+)
+def test_a_full_disk_is_one_kind_of_error_and_leaves_the_old_file(tmp_path, error):
+    path = tmp_path / "a.bin"
+    path.write_text("old")
+    with pytest.raises(NotWritten, match="a.bin: cannot be written"), replacing(path) as beside:
+        beside.write_text("ha")
+        raise error
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_our_own_faults_are_not_called_a_full_disk(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes differ"), replacing(tmp_path / "a") as beside:
+        raise RuntimeError(f"shapes differ {beside.name}")
+
+
+def test_a_mapped_file_asks_for_its_room_first(tmp_path, monkeypatch):
+    """Without, a full disk ended the process with a bus error when the pages were written."""
+
+    def full(file: int, offset: int, size: int) -> None:
+        assert size == 2 * 3 * 4
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space"):
+        FeatureFiles(tmp_path)((2, 3), torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(ValueError("a: b"), 2), (NotWritten("a: b"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_expected_ends_are_one_line(capsys, error, code):
+    with pytest.raises(SystemExit) as ended, one_line("train_head"):
+        raise error
+    assert ended.value.code == code and len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_same_checkpoint_has_the_same_bytes(tmp_path):
+    """torch writes the name of the file into it, and ours had the number of the process."""
+    from da3_splat.training.optimization import OptimizationConfig, TrainingState, launch
+
+    module = torch.nn.Linear(2, 1)
+    state = TrainingState(launch("32-true"), module, {1e-3: list(module.parameters())}, OptimizationConfig())
+    state.save(tmp_path / "a.pt", {"position": 1})
+    state.save(tmp_path / "b.pt", {"position": 1})
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "b.pt").read_bytes()
+
+
+def test_labelling_stops_where_it_cannot_write(tmp_path):
+    """It called every scene broken, which none was."""
+    from da3_splat.io import files
+
+    assert issubclass(files.NotWritten, OSError)
+    code = (
+        "import runpy, sys, da3_splat.training.labelling as l; from da3_splat.io.files import NotWritten\n"
+        "def full(*a, **k): raise NotWritten('x.npy: cannot be written (full)')\n"
+        "l.label_scene = full\n"
+        f"sys.argv = ['label_depth', '--synthetic-scenes', '1', '--output', {str(tmp_path)!r}]\n"
+        f"runpy.run_path({str(ROOT / 'scripts' / 'label_depth.py')!r}, run_name='__main__')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2 and ended.stderr.strip().splitlines()[-1].startswith("label_depth: x.npy")
+    assert not list(tmp_path.rglob("broken.txt"))
+
+
+def test_half_a_file_is_found(tmp_path):
+    """The judge of outputs itself."""
+    (tmp_path / "a.json").write_text('{"a": ')
+    (tmp_path / "b.npz").write_bytes(b"PK")
+    (tmp_path / "c.json").write_text("{}")
+    assert [line.split(":")[0] for line in faults.half_files(tmp_path)] == ["a.json", "b.npz"]
+
+
+def test_a_process_that_is_hurt_is_told_apart(tmp_path):
+    log = tmp_path / "log.txt"
+    assert run(command(["info", "--no-such-option"]), log).code == 2
+    assert run(lambda: signal.pause(), log, lambda process: os.kill(process, signal.SIGKILL)).code == -9
+    hanging = run(lambda: signal.pause(), log, limit=0.3)
+    assert hanging.code is None
+    broken = run(lambda: {}["x"], log)
+    assert broken.code == 1 and broken.traceback and "KeyError" in broken.last_line
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_soak(tmp_path):
+    """The short form of scripts/soak.py holds, and says so in figures."""
+    command = [sys.executable, str(ROOT / "scripts" / "soak.py"), "--json", str(tmp_path / "soak.json")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-4000:] + ended.stderr[-2000:]
+    rows = json.loads((tmp_path / "soak.json").read_text())
+    assert sum(row["tried"] for row in rows) > 1000 and not any(row["tracebacks"] or row["lost"] for row in rows)
+
+
+def test_a_few_reconstructions_open_nothing_for_good(tmp_path):
+    before, after = endurance.many_reconstructions(12, tmp_path)
+    assert after.handles <= before.handles

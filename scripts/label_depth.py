@@ -135,7 +135,8 @@ def main(settings: Settings) -> None:
     else:
         data, teacher = settings.data, network_teacher(settings)
     scenes = find_depth_scenes(settings.kind, data, settings.leave_out)
-    kept = {"teacher": str(settings.teacher), "resolution": settings.resolution, "align": vars(settings.align)}
+    teacher_name = None if settings.teacher is None else f"{settings.teacher.name} {settings.teacher.stat().st_size}"
+    kept = {"teacher": teacher_name, "resolution": settings.resolution, "align": vars(settings.align)}
     for scene in scenes[settings.rank :: settings.world_size]:
         failed = settings.output / scene.name / "broken.txt"
         try:

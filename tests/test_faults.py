@@ -1,4 +1,4 @@
-"""What a disk, a terminal or the system does to a run: the output is the old one or the new one, and errors are lines."""
+"""What a disk, a terminal or the system does to a run: the output is the old or the new one, errors are one line."""
 
 import json
 import os

@@ -352,3 +352,16 @@ def test_no_path_of_this_machine_is_in_the_work_folder(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(command)
     assert ended.value.code == 2 and "other pictures or settings" in capsys.readouterr().err
+
+
+def test_no_path_of_this_machine_is_in_results(tmp_path, capsys):
+    """results.json held the absolute paths of the data, of the weights, and of each file that could not be read."""
+    small_capture(tmp_path / "captures" / "one", views=4, height=42, width=56)
+    captures.good_transforms(tmp_path / "captures" / "bad").write_text("{")
+    command = ["evaluate", "novel-views", "--data", str(tmp_path / "captures"), "--contexts", "2", "--every", "2"]
+    cli.main([*command, "--size", "42x56", "--output", str(tmp_path / "out"), "--json"])
+    capsys.readouterr()
+    for path in (tmp_path / "out").rglob("*.json"):
+        assert str(tmp_path) not in path.read_text(), path
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["data"]["folder"] == "captures" and results["failed"][0]["error"].startswith("bad")

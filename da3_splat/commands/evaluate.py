@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -241,7 +242,10 @@ def _scenes(scored: Scored, form: str, size: Any = None, every: int = 8) -> tupl
         scenes, problems = scenes_at(scored.data, form)
         for problem in problems:
             note(problem)
-        return scenes, {"format": form, "path": str(scored.data)}
+        place = scored.data.resolve()
+        # Another folder of the same name is other data; where either lies is nobody's business who reads the results.
+        digest = hashlib.sha256(str(place).encode()).hexdigest()[:16]
+        return scenes, {"format": form, "folder": place.name, "place_sha256": digest}
     if scored.data is not None or scored.worlds < 1:
         raise ValueError("--format synthetic: expected no --data, and --worlds of at least 1")
     shape = {} if size is None or size.height is None else size.covering_patches
@@ -269,7 +273,7 @@ def _run(task: Any, scenes: list, data: dict, scored: Scored) -> None:
     from da3_splat.evaluation.stress import stress_headline, stress_table
 
     output = scored.output
-    results = run(task, scenes, output, data, scored.seed, scored.place, bar(task.name))
+    results = run(task, scenes, output, data, scored.seed, scored.place, bar(task.name), scored.data)
     if results is None:
         print(f"this process is done; the last one of the others writes {output / 'results.json'}")
         return

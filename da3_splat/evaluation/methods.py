@@ -120,5 +120,6 @@ def load_method(source: str, device: str = "cpu") -> Method:
     path = EMBEDDED.get(source) or resolve(source, None)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    identity = {"name": source, "kind": "da3_splat", "sha256": digest}
+    name = source if path in EMBEDDED.values() or not Path(source).exists() else Path(source).name
+    identity = {"name": name, "kind": "da3_splat", "sha256": digest}
     return OurMethod(load_model(source, device), identity)

@@ -46,8 +46,13 @@ class OfficialDA3:
         for path in [*sorted(source.rglob("*.py")), *(sorted(weights.glob("*")) if weights.is_dir() else [])]:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        return {"name": f"official DA3 {weights.name}", "kind": "official code", "weights": self.weights,
-                "sha256": digest.hexdigest()[:16]}  # fmt: skip
+        held = weights.name if weights.exists() else self.weights
+        return {
+            "name": f"official DA3 {weights.name}",
+            "kind": "official code",
+            "weights": held,
+            "sha256": digest.hexdigest()[:16],
+        }
 
     def predict(self, views: Views, scene: str = "") -> Scene:
         """One pass of the official `inference` over all views."""

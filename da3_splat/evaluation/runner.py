@@ -58,12 +58,13 @@ def run(
     seed: int = 0,
     device: str = "cpu",
     progress: Callable[[Iterable], Iterable] = lambda items: items,
+    base: Path | None = None,
 ) -> dict | None:
     """Score what is not scored yet and write results.json; its content, or None while other processes are at work.
 
     `data` says where the scenes come from. Its `groups`, names of scenes by group, get each group summed up alone;
     the means at the top are then those of the first group. A scene that cannot be read is reported and counted, and
-    tried again by the next run; the others are scored all the same.
+    tried again by the next run; the others are scored all the same. Errors name files from the folder `base` on.
     """
     names = [scene.name for scene in scenes]
     if len(set(names)) < len(names):
@@ -80,7 +81,8 @@ def run(
         except NotWritten:
             raise
         except UNREADABLE as error:
-            folder.save(scene.name, {"error": " ".join(str(error).split())})
+            words = " ".join(str(error).split())
+            folder.save(scene.name, {"error": words if base is None else words.replace(f"{base}{os.sep}", "")})
             continue
         folder.save(scene.name, {"scores": outcome.scores, "timing": outcome.timing}, outcome.pictures)
     records = [folder.record(name) for name in names]

@@ -96,8 +96,8 @@ def write_checkpoint(folder: Path, state: dict, only_latest: bool) -> None:
     """Write the checkpoint of state["step"] beside its place and rename it; then drop the others, if they are not
     wanted."""
     path = folder / f"step-{state['step']:09d}.ckpt"
-    with replacing(path) as beside:
-        torch.save(state, beside)
+    with replacing(path) as beside, beside.open("wb") as file:
+        torch.save(state, file)
     for other in folder.glob("step-*.ckpt") if only_latest else ():
         if other != path:
             other.unlink()

@@ -54,8 +54,9 @@ def load_run(folder: Path) -> Gaussians:
 def _gaussians(state: object, path: Path) -> Gaussians:
     """The splats in a pipeline's state; ValueError names the checkpoint that has none."""
     names = ("means", "quats", "scales", "opacities", "features_dc", "features_rest")
-    held = [state.get(PREFIX + name) if isinstance(state, dict) else None for name in names]
-    if not all(isinstance(value, torch.Tensor) and value.ndim >= 2 for value in held):
+    found = [state.get(PREFIX + name) for name in names] if isinstance(state, dict) else []
+    held = [value for value in found if isinstance(value, torch.Tensor) and value.ndim >= 2]
+    if len(held) < len(names):
         raise ValueError(f"{path}: holds no Gaussians")
     means, quats, scales, opacities, dc, rest = (value.float() for value in held)
     try:

@@ -47,7 +47,7 @@ def test_damaged_files(tmp_path_factory, name):
     given_path = reader.good(source).relative_to(source)
     folder = tmp_path_factory.mktemp("damaged") / "input"
 
-    @settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(list(reader.files)), EDITS)
     def damage(file: str, edits) -> None:
         shutil.rmtree(folder, ignore_errors=True)

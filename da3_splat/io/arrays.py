@@ -7,7 +7,7 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -15,8 +15,10 @@ from numpy.lib import format as npy
 from da3_splat.limits import check_archive, regular_file
 
 # What a broken archive, or a header that is none, is known to raise.
-UNREADABLE = (ValueError, OSError, EOFError, KeyError, TypeError, OverflowError, NotImplementedError, RecursionError)
-UNREADABLE += (IndexError, SyntaxError, RuntimeError, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    *(ValueError, OSError, EOFError, KeyError, TypeError, OverflowError, IndexError, SyntaxError, RuntimeError),
+    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def read_array(path: str | Path) -> np.ndarray:
@@ -48,7 +50,7 @@ def open_archive(path: str | Path) -> np.lib.npyio.NpzFile:
         raise ValueError(f"{path}: not a readable npz archive ({error})") from error
 
 
-def _check_header(file: BinaryIO, size: int, name: str) -> None:
+def _check_header(file: IO[bytes], size: int, name: str) -> None:
     """ValueError where an array says another size than that of its bytes."""
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):

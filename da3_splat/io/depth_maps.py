@@ -56,7 +56,7 @@ def read_raw_depth(path: Path, height: int, width: int) -> Tensor:
 def _known(values: np.ndarray) -> Tensor:
     if values.ndim != 2:
         raise ValueError(f"expected (H,W), got shape {values.shape}")
-    check_pixels(*values.shape, "it has", DEPTH_PIXELS)
+    check_pixels(values.shape[0], values.shape[1], "it has", DEPTH_PIXELS)
     return torch.from_numpy(np.where(np.isfinite(values) & (values > 0), values, 0))
 
 

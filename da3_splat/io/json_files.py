@@ -36,7 +36,6 @@ def load_json(path: PictureFile, pairs: Callable[[list[tuple[str, object]]], obj
 
 def json_number(value: object, where: str) -> float:
     """A finite number; ValueError names what came instead."""
-    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not plain or not abs(value) < LARGEST_NUMBER:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < LARGEST_NUMBER:
         raise ValueError(f"{where}: expected a number, got {value!r:.80}")
     return float(value)

@@ -44,7 +44,7 @@ def load_geometry(path: str | Path) -> tuple[Geometry, tuple[Window, ...]]:
             arrays = {name: _numbers(name, file[name])[None] for name in KINDS if name in file}
         depth = arrays["depth"]
         check_views(depth.shape[1], "depth")
-        check_pixels(*depth.shape[2:], "depth", DEPTH_PIXELS)
+        check_pixels(depth.shape[2], depth.shape[3], "depth", DEPTH_PIXELS)
         cameras = Cameras(
             world_to_camera=arrays["world_to_camera"],
             intrinsics=arrays["intrinsics"],

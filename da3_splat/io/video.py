@@ -134,7 +134,7 @@ def _decoded(path: Path) -> Iterator[tuple[int, float, av.VideoFrame]]:
     try:
         with (
             regular_file(path).open("rb") as file,
-            av.open(file, container_options={"format_whitelist": CONTAINERS}) as container,
+            av.open(file, "r", container_options={"format_whitelist": CONTAINERS}) as container,
         ):
             if not container.streams.video:
                 raise ValueError(f"{path}: no pictures in this video")

@@ -86,11 +86,12 @@ def _within(case: Case, file: str) -> Case:
 
 
 def scene_cases() -> list[Case]:
-    """For `load_scene`."""
-    cases = [_within(case, "depth.npz") for case in npz_cases() if "gigabyte" not in case.name]
-    cases += [_within(case, "scene.ply") for case in ply_cases()]
-    simple = [case for case in transforms_cases() if not case.name.startswith("a ")]
-    cases += [_within(case, "transforms.json") for case in simple]
+    """For `load_scene`: a third of what its parts are tried with by themselves."""
+    geometry = [case for case in npz_cases() if "gigabyte" not in case.name]
+    cameras = [case for case in transforms_cases() if not case.name.startswith("a ")]
+    cases = [_within(case, "depth.npz") for case in geometry[::3]]
+    cases += [_within(case, "scene.ply") for case in ply_cases()[::3]]
+    cases += [_within(case, "transforms.json") for case in cameras[::3]]
     return cases + [_within(file_case(repr(text[:20]), "x", text), "report.json") for text in TEXTS]
 
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from da3_splat.backbone.storage import FeatureFiles
 from da3_splat.commands.endings import one_line
 from da3_splat.io.files import NotWritten, replacing
+from da3_splat.training.optimization import OptimizationConfig, TrainingState, launch
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,8 +67,6 @@ def test_expected_ends_are_one_line(capsys, error, code):
 
 def test_the_same_checkpoint_has_the_same_bytes(tmp_path):
     """torch writes the name of the file into it, and ours had the number of the process."""
-    from da3_splat.training.optimization import OptimizationConfig, TrainingState, launch
-
     module = torch.nn.Linear(2, 1)
     state = TrainingState(launch("32-true"), module, {1e-3: list(module.parameters())}, OptimizationConfig())
     state.save(tmp_path / "a.pt", {"position": 1})
@@ -108,6 +107,37 @@ def test_a_process_that_is_hurt_is_told_apart(tmp_path):
     assert hanging.code is None
     broken = run(lambda: {}["x"], log)
     assert broken.code == 1 and broken.traceback and "KeyError" in broken.last_line
+
+
+def test_a_reader_process_that_dies_leaves_a_checkpoint(tmp_path):
+    """The run ended in a traceback, and what was learnt since the last checkpoint was lost."""
+    from da3_splat.data.synthetic_batches import StepSampler, WorldsConfig
+    from da3_splat.training.loop import LoopConfig
+    from da3_splat.training.loop import run as train
+
+    class State:
+        step, config, saved = 0, OptimizationConfig(steps=9), 0
+        fabric = launch("32-true")
+
+        def advance(self, batches):
+            self.step += 1
+            return {"loss": 1.0}
+
+        def save(self, path, sampler):
+            self.saved = self.step
+
+    def batches(words):
+        yield 0, None
+        yield 1, None
+        raise RuntimeError(words)
+
+    state = State()
+    with pytest.raises(OSError, match="checkpoint.pt: a process that reads data died at step 2"):
+        dying = batches("DataLoader worker (pid 7) is killed by signal: Killed.")
+        train(state, dying, StepSampler(WorldsConfig()), tmp_path, LoopConfig(), lambda *found: None)
+    assert state.saved == 2
+    with pytest.raises(RuntimeError, match="shapes"):
+        train(State(), batches("shapes"), StepSampler(WorldsConfig()), tmp_path, LoopConfig(), lambda *found: None)
 
 
 @pytest.mark.slow

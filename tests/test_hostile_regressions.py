@@ -365,3 +365,51 @@ def test_no_path_of_this_machine_is_in_results(tmp_path, capsys):
         assert str(tmp_path) not in path.read_text(), path
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["data"]["folder"] == "captures" and results["failed"][0]["error"].startswith("bad")
+
+
+def test_links_out_of_published_data_sets(tmp_path):
+    """A scene's folder may be a link (to another disk); a picture in it that is one leads out of the scene."""
+    from da3_splat.data import dl3dv, megadepth
+    from da3_splat.data.layouts import scene_hash, write_dl3dv_scene, write_megadepth_scene
+    from da3_splat.data.synthetic import make_scenes
+
+    views = make_scenes(1, 2, 28, 42, 3, supersample=1)[0]
+    scene = write_dl3dv_scene(tmp_path / "1K", views, scene_hash(1))
+    picture = next(path for path in scene.rglob("*.png") if "images" in path.parent.name)
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / scene.name).symlink_to(scene)
+    (found,), _ = dl3dv.find_scenes(tmp_path / "linked")
+    assert len(found.frames()) == 2
+    picture.rename(tmp_path / "secret.png")
+    picture.symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match="lies outside"):
+        found.frames()
+    write_megadepth_scene(tmp_path / "mega", "0000", 0, 2, 28, 42, seed=1, supersample=1)
+    (found, *_), _ = megadepth.find_scenes(tmp_path / "mega")
+    picture = next(path for path in (tmp_path / "mega").rglob("imgs/*"))
+    picture.unlink()
+    picture.symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match="lies outside"):
+        found.frames()
+
+
+def test_a_video_whose_pictures_change_their_size(tmp_path):
+    """Two streams in one file, as a phone that was turned leaves them: motion was measured between unlike pictures."""
+    from da3_splat.io import video
+
+    class Frames:
+        def __init__(self):
+            noise = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
+            self.pictures = [Image.fromarray(noise[:48]), Image.fromarray(noise[:, :48])]
+
+        def __call__(self, path):
+            import av
+
+            for index in range(6):
+                picture = self.pictures[index // 3].convert("RGB")
+                yield index, index / 5, av.VideoFrame.from_image(picture)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video, "_decoded", Frames())
+        sizes = {frame.picture.size for frame in video.read_video(tmp_path / "a.mp4", fps=5)}
+    assert sizes == {(64, 48), (48, 64)}

@@ -284,8 +284,7 @@ def load_model(
         giant = NESTED.get(preset, (preset,))[0] == "da3-giant"
         model = create_model(preset, rules="released") if giant else _build(SplatConfig(preset))
     else:
-        _check_description(config, path)
-        model = _build(config)
+        model = _described(config, path)
     load_checkpoint(model, path)
     return model.to(device).eval()
 
@@ -318,16 +317,25 @@ def _config_of(path: Path) -> SplatConfig | None:
         raise ValueError(f"{path}: its description of the model is not readable ({error})") from error
 
 
-def _check_description(config: SplatConfig, path: Path) -> None:
-    """ValueError where a file describes a model that cannot be, or that has more weights than the file: nothing of
-    that size is made."""
+def _described(config: SplatConfig, path: Path) -> Da3Splat:
+    """The model that a file of weights describes. ValueError where there cannot be such a model, or where it has more
+    weights than the file has bytes: then nothing of that size is made."""
     sizes = (config.sh_degree, config.head_features, *config.head_channels)
     try:
         if not all(type(size) is int and 0 <= size <= LARGEST_LAYER for size in sizes) or config.sh_degree > 4:
             raise ValueError(f"expected sizes of 0 to {LARGEST_LAYER} and a degree of 0 to 4, got {sizes}")
-        with torch.device("meta"):
-            weights = sum(value.numel() for value in _build(config).state_dict().values())
-    except (ValueError, TypeError, RuntimeError, IndexError, KeyError) as error:
+        if _fewest_weights(config) > path.stat().st_size:
+            raise ValueError(f"more than {_fewest_weights(config)} weights, but {path.stat().st_size} bytes")
+        return _build(config)
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError, ZeroDivisionError) as error:
         raise ValueError(f"{path}: its description of the model is not one ({error})") from error
-    if weights > path.stat().st_size:
-        raise ValueError(f"{path}: describes a model of {weights} weights, but has {path.stat().st_size} bytes")
+
+
+def _fewest_weights(config: SplatConfig) -> int:
+    """Weights of the transformer's matrices and of the head's convolutions: most of what a model has."""
+    backbone = sum(
+        8 * PRESETS[name].depth * PRESETS[name].dim ** 2 for name in NESTED.get(config.preset, (config.preset,))
+    )
+    if config.head == "plain":
+        return backbone
+    return backbone + 9 * config.head_features * (config.head_features + sum(config.head_channels))

@@ -29,7 +29,7 @@ from da3_splat.backbone.vision_transformer import PATCH
 from da3_splat.commands.endings import one_line
 from da3_splat.config import load_config
 from da3_splat.data.synthetic_batches import GeometryBatch, StepSampler
-from da3_splat.io.files import replacing
+from da3_splat.io.files import check_writable, replacing
 from da3_splat.training.geometry_recipe import (
     GeometryRecipe,
     build_batches,
@@ -79,6 +79,7 @@ def main(settings: Settings) -> None:
         sampler.load_state_dict(state.load(settings.output / CHECKPOINT))
         console.print(f"resumed at step {state.step}")
     loader = make_loader(build_batches(recipe, sampler, optimization.steps), settings.workers)
+    check_writable(settings.output)  # tensorboard would say so from a thread of its own
     writer = SummaryWriter(str(settings.output)) if fabric.global_rank == 0 else None
     shown = writer if recipe.strategy == "ddp" else None
     unread = tokens = 0

@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from da3_splat.commands.endings import one_line
 from da3_splat.config import load_config
+from da3_splat.io.files import check_writable
 from da3_splat.model import save_model
 from da3_splat.training.episodes import head_batches, make_sampler
 from da3_splat.training.gaussian_head import HeadBatch
@@ -70,6 +71,7 @@ def main(settings: Settings) -> None:
         sampler.load_state_dict(state.load(settings.output / CHECKPOINT))
         console.print(f"resumed at step {state.step}")
     batches = head_batches(sampler, recipe.data, recipe.merge_after)
+    check_writable(settings.output)  # tensorboard would say so from a thread of its own
     writer = SummaryWriter(str(settings.output)) if fabric.global_rank == 0 else None
 
     def report(step: int, parts: dict[str, float], shares: Shares) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 
 from da3_splat.backbone.storage import FeatureFiles
 from da3_splat.commands.endings import one_line
-from da3_splat.io.files import NotWritten, replacing
+from da3_splat.io.files import NotWritten, check_writable, replacing
 from da3_splat.training.optimization import OptimizationConfig, TrainingState, launch
 
 ROOT = Path(__file__).parents[1]
@@ -153,3 +154,37 @@ def test_soak(tmp_path):
 def test_a_few_reconstructions_open_nothing_for_good(tmp_path):
     before, after = endurance.many_reconstructions(11, tmp_path)
     assert after.handles <= before.handles
+
+
+def test_a_thread_that_cannot_write_is_one_line(capsys):
+    """tensorboard writes from a thread of its own, whose traceback was printed."""
+
+    def writing() -> None:
+        raise OSError(30, "Read-only file system")
+
+    with one_line("train_head"):
+        thread = threading.Thread(target=writing)
+        thread.start()
+        thread.join()
+    assert capsys.readouterr().err.splitlines() == ["train_head: in the background: [Errno 30] Read-only file system"]
+
+
+def test_readers_leave_ctrl_c_to_the_first_process():
+    """They died of it first, and the run ended in "no such file" without a checkpoint."""
+    from da3_splat.training.loop import _end_quietly
+
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        _end_quietly(0)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before):
+            signal.signal(number, handler)
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotWritten, match="file: cannot be written to"):
+        check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new" / "folder")
+    assert list((tmp_path / "new" / "folder").iterdir()) == []

@@ -108,8 +108,8 @@ def test_full_disk_does_not_end_a_run(tmp_path, monkeypatch, caplog):
     train(state, sampler, tmp_path)
     kept = (tmp_path / CHECKPOINT).read_bytes()
 
-    def full(content, path):
-        path.write_bytes(b"half of it")
+    def full(content, file):
+        file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 BAD_INPUT = 2
@@ -13,6 +14,8 @@ INTERRUPTED = 130
 @contextmanager
 def one_line(program: str) -> Iterator[None]:
     """Turns bad input, and what a disk refuses, into one line and exit code 2, Ctrl-C into one line and 130."""
+    before = threading.excepthook
+    threading.excepthook = lambda found: _of_a_thread(program, found, before)
     try:
         yield
     except (ValueError, OSError) as error:
@@ -21,3 +24,13 @@ def one_line(program: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    finally:
+        threading.excepthook = before
+
+
+def _of_a_thread(program: str, found: threading.ExceptHookArgs, otherwise: Callable) -> None:
+    """What a disk refuses a thread in the background (tensorboard's) is one line, too."""
+    if isinstance(found.exc_value, OSError):
+        print(f"{program}: in the background: {' '.join(str(found.exc_value).split())}", file=sys.stderr)
+    else:
+        otherwise(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,17 @@ TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container")  # in its words
 
 class NotWritten(OSError):
     """A file that could not be written. The fault of the disk, and not of what was read for it."""
+
+
+def check_writable(folder: str | Path) -> None:
+    """NotWritten where no file can be written into `folder`, which is made where it is not there: to say so before
+    the work is done, not after it."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise NotWritten(f"{folder}: cannot be written to ({error})") from error
 
 
 @contextmanager

@@ -38,9 +38,8 @@ def save_geometry(geometry: Geometry, path: str | Path, windows: tuple[Window, .
 
 def load_geometry(path: str | Path) -> tuple[Geometry, tuple[Window, ...]]:
     """What `save_geometry` wrote, as batch size 1, and the windows. A pickle inside is refused."""
-    file = open_archive(path)
     try:
-        with file:
+        with open_archive(path) as file:
             arrays = {name: _numbers(name, file[name])[None] for name in KINDS if name in file}
         depth = arrays["depth"]
         check_views(depth.shape[1], "depth")

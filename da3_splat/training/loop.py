@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,10 @@ class Sampler(Protocol):
     def load_state_dict(self, state: dict[str, int]) -> None: ...
 
 
+class ReaderDied(OSError):
+    """A process that reads data is gone."""
+
+
 @dataclass
 class Shares:
     """Seconds of a run by what they went to."""
@@ -59,8 +63,10 @@ def make_loader(dataset: IterableDataset, workers: int) -> DataLoader:
 
 
 def _end_quietly(worker: int) -> None:
-    # pycolmap prints a stack trace where a process is told to end, which is how a loader's workers end.
+    # pycolmap prints a stack trace where a process is told to end, which is how a loader's workers end. Ctrl-C, which
+    # all processes of a terminal get, is for the first one: it saves, and then ends these.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run(
@@ -85,7 +91,7 @@ def run(
     try:
         while state.step < state.config.steps:
             clock = time.monotonic()
-            pairs = list(islice(stream, state.config.accumulate))
+            pairs = _drawn(stream, state.config.accumulate)
             if len(pairs) < state.config.accumulate:
                 break
             shares.data += time.monotonic() - clock
@@ -95,10 +101,14 @@ def run(
             shares.steps += time.monotonic() - clock
             for episode, _ in pairs:
                 sampler.advance(episode)
-            after_step(state.step, pairs[-1][1])
-            if state.step % config.log_steps == 0:
-                report(state.step, {name: sum(values) / len(values) for name, values in seen.items()}, shares)
-                seen = {}
+            try:
+                after_step(state.step, pairs[-1][1])
+                if state.step % config.log_steps == 0:
+                    means = {name: sum(values) / len(values) for name, values in seen.items()}
+                    seen = {}
+                    report(state.step, means, shares)
+            except OSError as error:  # a full disk must not end a run of days
+                logger.warning("step %d is not in tensorboard: %s", state.step, error)
             now = time.monotonic()
             late = config.minutes is not None and now - began > 60 * config.minutes
             # Clocks differ, and all ranks must save and stop together: rank 0 says.
@@ -110,14 +120,24 @@ def run(
                 break
     except KeyboardInterrupt:
         logger.warning("stopped at step %d; the same command goes on", state.step)
+    except ReaderDied as error:
+        _save(state, output, sampler)
+        words = f"a process that reads data died at step {state.step} (out of memory?); the same command goes on"
+        raise ReaderDied(f"{output / CHECKPOINT}: {words}") from error
+    _save(state, output, sampler)
+    return shares
+
+
+def _drawn(stream: Iterator, count: int) -> list:
+    """The next `count` items, fewer at the end; ReaderDied where one of the loader's processes is gone."""
+    try:
+        return list(islice(stream, count))
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        _save(state, output, sampler)
-        words = f"a process that reads data died at step {state.step} (out of memory?); the same command goes on"
-        raise OSError(f"{output / CHECKPOINT}: {words}") from error
-    _save(state, output, sampler)
-    return shares
+        raise ReaderDied(str(error)) from error
+    except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it handed something over
+        raise ReaderDied(str(error)) from error
 
 
 def _save(state: TrainingState, output: Path, sampler: Sampler) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from da3_splat.io.arrays import UNREADABLE
-from da3_splat.limits import check_archive, regular_file
+from da3_splat.limits import EXPANSION_FREE, check_archive, regular_file
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -31,9 +31,9 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def _check_tensors(value: object) -> None:
-    """ValueError where a tensor says that it is larger than the numbers behind it: any use would unfold it."""
+    """ValueError where a tensor says that it is much larger than the numbers behind it: any use would unfold it."""
     if isinstance(value, torch.Tensor):
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        if value.numel() * value.element_size() > max(value.untyped_storage().nbytes(), EXPANSION_FREE):
             raise ValueError(f"a tensor of shape {tuple(value.shape)} holds fewer numbers than it says")
     elif isinstance(value, (dict, list, tuple)):
         for item in value.values() if isinstance(value, dict) else value:

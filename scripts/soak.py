@@ -58,7 +58,7 @@ EACH = ("kills", "interrupts", "disks", "clocks", "same")  # parts that the long
 SHORT = {
     "kills": ("reconstruct --chunk", "label_depth", "train_geometry"),
     "interrupts": ("refine", "evaluate"),
-    "disks": ("reconstruct --chunk", "train_head"),
+    "disks": ("reconstruct --chunk", "train_head", "train_geometry"),
     "clocks": ("reconstruct --chunk",),
     "workers": ("train_geometry",),
     "same": ("label_depth", "train_geometry"),

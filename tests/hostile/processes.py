@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import runpy
 import signal
@@ -59,6 +60,8 @@ def run(
     process = os.fork()
     if process == 0:
         _child(work, log)
+    with contextlib.suppress(PermissionError):
+        os.setpgid(process, process)  # as the child does for itself: whichever comes first
     waiting = True
     code: int | None = None
     while time.monotonic() - began < limit:

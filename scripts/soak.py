@@ -1,7 +1,7 @@
 """Try to break it: files that lie, faults while commands run, long runs. One table of what was tried and what broke.
 
-    uv run python scripts/soak.py                     a minute or two: a few of everything
-    uv run python scripts/soak.py --full              an hour: 70 kills, 1,000 reconstructions, 500 files a reader
+    uv run python scripts/soak.py                     some minutes: a few of everything
+    uv run python scripts/soak.py --full              half an hour: 70 kills, 1,000 reconstructions, 500 files a reader
     uv run python scripts/soak.py --only files nan    files kills interrupts disks clocks workers nan leaks viewer same
 
 Files: each case of tests/hostile and randomly damaged ones, those that reach new lines of our readers damaged further.
@@ -68,7 +68,7 @@ SHORT = {
 @dataclass
 class Settings:
     full: bool = False
-    """an hour instead of a minute or two"""
+    """half an hour instead of some minutes"""
     only: tuple[Part, ...] = ()
     """these parts; none: all"""
     seed: int = 0

@@ -1,5 +1,6 @@
 """What a disk, a terminal or the system does to a run: the output is the old or the new one, errors are one line."""
 
+import contextlib
 import json
 import os
 import signal
@@ -167,6 +168,33 @@ def test_a_thread_that_cannot_write_is_one_line(capsys):
         thread.start()
         thread.join()
     assert capsys.readouterr().err.splitlines() == ["train_head: in the background: [Errno 30] Read-only file system"]
+
+
+def test_ctrl_c_ends_a_training_after_its_step(tmp_path):
+    """As an exception it came in the middle of a step, and at times nowhere at all: the training went on."""
+    from da3_splat.data.synthetic_batches import StepSampler, WorldsConfig
+    from da3_splat.training.loop import LoopConfig
+    from da3_splat.training.loop import run as train
+
+    class State:
+        step, config, saved = 0, OptimizationConfig(steps=9), 0
+        fabric = launch("32-true")
+
+        def advance(self, batches):
+            if self.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                with contextlib.suppress(KeyboardInterrupt):  # what swallowed it
+                    signal.sigtimedwait([], 0)
+            self.step += 1
+            return {"loss": 1.0}
+
+        def save(self, path, sampler):
+            self.saved = self.step
+
+    state, before = State(), signal.getsignal(signal.SIGINT)
+    pairs = ((index, None) for index in range(99))
+    train(state, pairs, StepSampler(WorldsConfig()), tmp_path, LoopConfig(), lambda *found: None)
+    assert (state.step, state.saved) == (3, 3) and signal.getsignal(signal.SIGINT) is before
 
 
 def test_readers_leave_ctrl_c_to_the_first_process():

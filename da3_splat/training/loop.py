@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 from torch.utils.data import DataLoader, IterableDataset
@@ -88,6 +90,7 @@ def run(
     began = saved = time.monotonic()
     seen: dict[str, list[float]] = {}
     stream = iter(batches)
+    asked = _Asked()
     try:
         while state.step < state.config.steps:
             clock = time.monotonic()
@@ -110,7 +113,7 @@ def run(
             except OSError as error:  # a full disk must not end a run of days
                 logger.warning("step %d is not in tensorboard: %s", state.step, error)
             now = time.monotonic()
-            late = config.minutes is not None and now - began > 60 * config.minutes
+            late = asked.stop or (config.minutes is not None and now - began > 60 * config.minutes)
             # Clocks differ, and all ranks must save and stop together: rank 0 says.
             save, stop = state.fabric.broadcast((now - saved > config.save_seconds, late))
             if save:
@@ -124,8 +127,31 @@ def run(
         _save(state, output, sampler)
         words = f"a process that reads data died at step {state.step} (out of memory?); the same command goes on"
         raise ReaderDied(f"{output / CHECKPOINT}: {words}") from error
+    finally:
+        asked.listen_no_more()
+    if asked.stop:
+        logger.warning("stopped at step %d; the same command goes on", state.step)
     _save(state, output, sampler)
     return shares
+
+
+class _Asked:
+    """Whether Ctrl-C asked for the end: at the next step, which leaves no step half done. The exception that Python
+    makes of it is at times swallowed by what runs underneath. Pressed again, it ends at once."""
+
+    def __init__(self):
+        self.stop = False
+        main = threading.current_thread() is threading.main_thread()
+        self.before = signal.signal(signal.SIGINT, self._heard) if main else None
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+
+    def listen_no_more(self) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
 
 
 def _drawn(stream: Iterator, count: int) -> list:

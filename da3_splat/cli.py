@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
@@ -198,7 +199,13 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads of torch that wait by spinning bring a busy machine to a halt: 100 s instead of 4 were measured beside one
     # other job on two cores. Must be said before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    commands = {"demo": demo, "reconstruct": reconstruct, "view": view, "evaluate": evaluate, "export": export}
+    commands: dict[str, Callable[..., Any]] = {
+        "demo": demo,
+        "reconstruct": reconstruct,
+        "view": view,
+        "evaluate": evaluate,
+        "export": export,
+    }
     commands |= {"check": check, "info": info}
     with one_line("da3-splat"):
         tyro.extras.subcommand_cli_from_dict(

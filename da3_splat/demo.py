@@ -40,7 +40,7 @@ def write_capture(folder: Path, seed: int = SEED, views: int = VIEWS, height: in
     points = truth.points().reshape(-1, 3)[chosen].numpy()
     colors = given.images.permute(0, 1, 3, 4, 2).reshape(-1, 3)[chosen].numpy()
     save_points(points, colors, folder / "sparse_pc.ply")
-    write_transforms(folder / "transforms.json", truth.cameras, names, "sparse_pc.ply")
+    write_transforms(folder / "transforms.json", truth.known_cameras, names, "sparse_pc.ply")
 
 
 def run_demo(

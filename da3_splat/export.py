@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import torch
 from da3_splat.geometry.paths import fly_through
 from da3_splat.geometry.projection import project
 from da3_splat.io.files import replacing
+from da3_splat.io.frames import PictureFile
 from da3_splat.io.html import save_html
 from da3_splat.io.ply import save_ply, save_points
 from da3_splat.io.transforms_json import read_transforms, write_transforms
@@ -21,7 +23,16 @@ from da3_splat.types import Cameras, Gaussians, Geometry, Scene, Views
 
 FORMATS = ("ply", "splat", "compressed", "glb", "npz", "colmap", "transforms", "video", "html")
 # Everything that a reconstruction and its exports may write into their folder.
-WRITTEN = ("transforms.json", "images", "depth", "masks", "depth.npz", "scene.ply", "points.ply", "report.json")
+WRITTEN: tuple[str, ...] = (
+    "transforms.json",
+    "images",
+    "depth",
+    "masks",
+    "depth.npz",
+    "scene.ply",
+    "points.ply",
+    "report.json",
+)
 WRITTEN += ("sparse", "sparse_pc.ply", "scene.splat", "scene.compressed.ply", "points.glb", "flight.mp4", "scene.html")
 SPARSE_POINTS = 30_000
 SAME_SPOT = 0.02  # relative depth difference up to which a picture counts as having seen a point
@@ -97,10 +108,11 @@ def export_gaussians(gaussians: Gaussians, folder: str | Path, formats: Sequence
 def _export_splats(gaussians: Gaussians, folder: Path, formats: Sequence[str]) -> list[Path]:
     """The formats of web viewers."""
     written = []
-    for name, file, kind in (
+    kinds: tuple[tuple[str, str, Literal["splat", "ply_compressed"]], ...] = (
         ("splat", "scene.splat", "splat"),
         ("compressed", "scene.compressed.ply", "ply_compressed"),
-    ):
+    )
+    for name, file, kind in kinds:
         if name in formats:
             from da3_splat.io.compressed import save_compressed  # gsplat takes seconds to import
 
@@ -109,7 +121,8 @@ def _export_splats(gaussians: Gaussians, folder: Path, formats: Sequence[str]) -
     return written
 
 
-def _copied(source: Path, target: Path) -> Path:
+def _copied(source: PictureFile, target: Path) -> Path:
+    source = Path(str(source))  # of a folder of ours, never of an archive
     if source.resolve() != target.resolve():
         with replacing(target) as beside:
             shutil.copyfile(source, beside)
@@ -135,9 +148,9 @@ def _export_capture(scene: Scene, views: Views, source: Path, folder: Path, form
     if "transforms" in formats:
         save_points(points, colors, folder / "sparse_pc.ply")
         masks = [None if frame.mask is None else f"masks/{frame.mask.name}" for frame in frames]
-        for frame, name in zip(frames, masks):
-            if name is not None:
-                _copied(frame.mask, folder / name)
+        for frame in frames:
+            if frame.mask is not None:
+                _copied(frame.mask, folder / "masks" / frame.mask.name)
         names = [f"images/{name}" for name in names]
         write_transforms(folder / "transforms.json", cameras, names, "sparse_pc.ply", masks)
         written += [folder / "transforms.json", folder / "sparse_pc.ply"]
@@ -153,7 +166,7 @@ def tracked_points(geometry: Geometry, views: Views, count: int) -> tuple[np.nda
     height, width = geometry.depth.shape[-2:]
     points = geometry.points()[0].detach().reshape(-1, 3)[index].cpu()
     own = (index // (height * width)).cpu()
-    cameras = geometry.cameras.detach().to("cpu").resized(height, width)
+    cameras = geometry.known_cameras.detach().to("cpu").resized(height, width)
     pixels, z = project(points, cameras)
     column, row = pixels[0, ..., 0], pixels[0, ..., 1]
     inside = (z[0] > 0) & (column >= 0) & (row >= 0) & (column < width) & (row < height)

@@ -50,7 +50,7 @@ def camera_loss(encoding: Tensor, target: Cameras) -> Tensor:
         (sign * quats - true_quats).abs().mean(),
         (encoding[..., 7:] - truth[..., 7:]).abs().mean(),
     ]
-    return sum(parts)
+    return parts[0] + parts[1] + parts[2]
 
 
 def gradient_loss(depth: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -69,15 +69,20 @@ def student_loss(prediction: Geometry, truth: Geometry) -> dict[str, Tensor]:
     `truth` is normalised (see `training.geometry.normalise_truth`); its sky has no depth, point or gradient loss.
     """
     mask = truth.depth > 0
-    height, width = prediction.ray_map.directions.shape[2:4]
-    true_rays = rays_from_cameras(truth.cameras, height, width)
+    rays, confidence, encoding = prediction.ray_map, prediction.confidence, prediction.camera_encoding
+    if rays is None or confidence is None or encoding is None:
+        raise ValueError(
+            "prediction: expected confidence, rays and cameras, as an any-view network gives with rays=True"
+        )
+    height, width = rays.directions.shape[2:4]
+    true_rays = rays_from_cameras(truth.known_cameras, height, width)
     small_depth, small_true = _nearest(prediction.depth, height, width), _nearest(truth.depth, height, width)
     true_points = true_rays.origins + small_true[..., None] * true_rays.directions
     return {
-        "depth": depth_loss(prediction.depth, prediction.confidence, truth.depth, mask),
-        "ray": ray_loss(prediction.ray_map, true_rays),
-        "point": point_loss(small_depth, prediction.ray_map, true_points, small_true > 0),
-        "camera": camera_loss(prediction.camera_encoding, truth.cameras),
+        "depth": depth_loss(prediction.depth, confidence, truth.depth, mask),
+        "ray": ray_loss(rays, true_rays),
+        "point": point_loss(small_depth, rays, true_points, small_true > 0),
+        "camera": camera_loss(encoding, truth.known_cameras),
         "gradient": gradient_loss(prediction.depth, truth.depth, mask),
     }
 

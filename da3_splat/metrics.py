@@ -22,9 +22,11 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     """Structural similarity (N) with an 11x11 Gaussian window, sigma 1.5, data range 1."""
     from torchmetrics.functional.image import structural_similarity_index_measure  # takes seconds to import
 
-    return structural_similarity_index_measure(
+    scores = structural_similarity_index_measure(
         image, target, data_range=1.0, sigma=1.5, kernel_size=11, reduction="none"
     )
+    assert isinstance(scores, Tensor), "a pair only where the whole map is asked for"
+    return scores
 
 
 def absolute_relative_error(depth: Tensor, target: Tensor) -> Tensor:
@@ -45,9 +47,10 @@ def relative_pose_errors(predicted: Cameras, true: Cameras) -> tuple[Tensor, Ten
     cameras stand at the same place, cannot be wrong. Both are independent of the frame and of the scale.
     """
     if predicted.world_to_camera.shape != true.world_to_camera.shape or predicted.world_to_camera.shape[1] < 2:
-        ours, theirs = (tuple(cameras.world_to_camera.shape[:2]) for cameras in (predicted, true))
-        raise ValueError(f"relative_pose_errors: expected (B,V) cameras twice, V of 2 or more, got {ours} and {theirs}")
-    first, second = torch.triu_indices(*predicted.world_to_camera.shape[1:2] * 2, offset=1)
+        shapes = " and ".join(str(tuple(cameras.world_to_camera.shape[:2])) for cameras in (predicted, true))
+        raise ValueError(f"relative_pose_errors: expected (B,V) cameras twice, V of 2 or more, got {shapes}")
+    views = predicted.world_to_camera.shape[1]
+    first, second = torch.triu_indices(views, views, offset=1)
     between = [
         c.world_to_camera.double()[:, second] @ torch.linalg.inv(c.world_to_camera.double()[:, first])
         for c in (predicted, true)
@@ -123,7 +126,7 @@ def aligned_depth(depth: Tensor, target: Tensor, alignment: Literal["none", "sca
     aligned = []
     for item, (predicted, true) in zip(depth.double(), _valid_pixels(depth, target)):
         if alignment == "scale":
-            scale, shift = (true / predicted).median(), 0.0
+            scale, shift = (true / predicted).median(), true.new_zeros(())
         else:
             spread = predicted - predicted.mean()
             scale = (spread * (true - true.mean())).sum() / spread.square().sum().clamp_min(1e-30)

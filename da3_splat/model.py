@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from da3_splat.backbone.checkpoints import load_checkpoint, preset_of, resolve
 from da3_splat.backbone.interface import Backbone
 from da3_splat.backbone.network import Features, NestedDepthAnything3, metres
-from da3_splat.backbone.presets import NESTED, PRESETS, create_backbone
+from da3_splat.backbone.presets import NESTED, PRESETS, create_backbone, preset_names
 from da3_splat.fusion.fuse import FusionConfig, Progress, agree, fuse
 from da3_splat.fusion.merging import merge_pixels
 from da3_splat.fusion.pruning import prune
@@ -91,7 +91,7 @@ class Da3Splat(nn.Module):
             gaussians = transform_gaussians(Similarity(scale, identity, scale.new_zeros(len(scale), 3)), gaussians)
         if fuse:
             gaussians = prune(merge_pixels(geometry, gaussians)[0])
-        return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras)
+        return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.known_cameras)
 
     @torch.no_grad()
     def reconstruct(
@@ -127,12 +127,12 @@ class Da3Splat(nn.Module):
 
         def gaussians_of_view(view: int) -> Gaussians:
             gaussians = seen.gaussians_of_view(view)
-            watch(view, gaussians, seen.geometry.cameras)
+            watch(view, gaussians, seen.geometry.known_cameras)
             return gaussians
 
         gaussians, counts = fuse(seen.geometry, views, gaussians_of_view, fusion, progress, workers)
         report = {**seen.report, **counts, "lifting_seconds": time.perf_counter() - began}
-        return Scene(geometry=seen.geometry, gaussians=gaussians, cameras=seen.geometry.cameras, report=report)
+        return Scene(geometry=seen.geometry, gaussians=gaussians, cameras=seen.geometry.known_cameras, report=report)
 
     @torch.no_grad()
     def observe(
@@ -234,9 +234,9 @@ class Da3Splat(nn.Module):
         raw = raw.select([view])
         ratio = (geometry.depth / raw.depth).flatten(1)
         scale = ratio.median(dim=1).values
-        motion = camera_similarity(raw.cameras, geometry.cameras, scale)
+        motion = camera_similarity(raw.known_cameras, geometry.known_cameras, scale)
         gaussians = transform_gaussians(motion, self.gs_head(features, images, raw))
-        return scaled_about(gaussians, geometry.cameras.centers, ratio / scale[:, None])
+        return scaled_about(gaussians, geometry.known_cameras.centers, ratio / scale[:, None])
 
 
 def create_model(preset: str, rules: str = "exact", sh_degree: int | None = None, head: str | None = None) -> Da3Splat:
@@ -246,7 +246,7 @@ def create_model(preset: str, rules: str = "exact", sh_degree: int | None = None
     else:
         size = PRESETS[NESTED[preset][0] if preset in NESTED else preset] if preset in (*PRESETS, *NESTED) else None
         if size is None:
-            return create_backbone(preset)  # raises, with the list of names
+            raise ValueError(f"model: expected one of {', '.join(preset_names())}, got {preset!r}")
         config = SplatConfig(
             preset, head or "pixel", rules, 1 if sh_degree is None else sh_degree, size.features, size.channels
         )

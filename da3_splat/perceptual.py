@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 # What torchvision calls the files of the networks that LPIPS stands on: the name ends as the file's SHA-256 begins.
-BACKBONES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
+Net = Literal["vgg", "alex"]
+BACKBONES: dict[Net, str] = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth"}
 
 
-def why_unavailable(net: Literal["vgg", "alex"]) -> str | None:
+def why_unavailable(net: Net) -> str | None:
     """Why LPIPS with this network cannot be computed here, or None. Nothing is downloaded, nothing is made up."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / BACKBONES[net]
     home = Path.home()
@@ -28,7 +29,7 @@ def why_unavailable(net: Literal["vgg", "alex"]) -> str | None:
     return None
 
 
-def perceptual_distance(net: Literal["vgg", "alex"] = "vgg") -> Callable[[Tensor, Tensor], Tensor]:
+def perceptual_distance(net: Net = "vgg") -> Callable[[Tensor, Tensor], Tensor]:
     """LPIPS (Zhang 2018, version 0.1) of two batches of pictures (N,3,H,W) in [0,1]: one value a picture (N).
 
     ValueError says why where the weights are missing.

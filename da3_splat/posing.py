@@ -69,7 +69,7 @@ def _by_colmap(frames: list[Frame], folder: Path, resolution: int, progress: Pro
     for frame, name in zip(frames, picture_names(views)):
         written.append(f"images/{write_original(frame, folder / 'images', name)}")
     save_points(points, colors, folder / "sparse_pc.ply")
-    write_transforms(folder / "transforms.json", original_cameras(views.cameras, views), written, "sparse_pc.ply")
+    write_transforms(folder / "transforms.json", original_cameras(views.known_cameras, views), written, "sparse_pc.ply")
 
 
 def _unposed(frame: Frame) -> Frame:

@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as distributed
 
-Item, Answer = TypeVar("Item"), TypeVar("Answer")
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 Workers = Callable[[Callable, Sequence], Iterable]  # `map` is one; `map_over_ranks` another
 
 

@@ -118,7 +118,7 @@ class Refinement:
         # A tensor a view: Adam then lets those rest that are not looked at.
         self.motions = [gaussians.means.new_zeros(6).requires_grad_(config.poses) for _ in range(self.count)]
         self.log_focal = gaussians.means.new_zeros(()).requires_grad_(config.focal)
-        self.distance = typical_distance(self.start, self.views.cameras)
+        self.distance = typical_distance(self.start, self.views.known_cameras)
         groups = [{"params": [value], "name": name} for name, value in self.raw.items()]
         groups += [{"params": self.motions, "name": "pose", "betas": POSE_BETAS}] if config.poses else []
         groups += [{"params": [self.log_focal], "name": "focal"}] if config.focal else []
@@ -171,6 +171,7 @@ class Refinement:
         self.steps += 1
 
     def _depth_loss(self, rendering: Rendering, view: int) -> Tensor:
+        assert self.depth is not None, "asked for only where there is depth"
         known = self.depth[:, view]
         return log_depth_loss(rendering.depth[:, 0], known, (known > 0) & (rendering.alpha[:, 0].detach() > 0.5))
 
@@ -183,7 +184,7 @@ class Refinement:
         with torch.no_grad():
             gaussians = activated(self.start, self.raw).detach()
             parts = [self._camera(view) for view in range(self.count)]
-            given = self.views.cameras
+            given = self.views.known_cameras
             cameras = Cameras.concatenate(parts).detach()
             if self.config.poses:
                 # Cameras and Gaussians may have drifted together, which no picture shows.
@@ -203,7 +204,7 @@ class Refinement:
 
     def _camera(self, view: int) -> Cameras:
         """The camera (1,1) of a view as it is now, differentiable in what is refined."""
-        camera = self.views.cameras.select([view])
+        camera = self.views.known_cameras.select([view])
         pose = camera.world_to_camera
         if self.config.poses:
             unit = torch.cat([torch.ones(3), torch.ones(3) * self.distance]).to(pose)
@@ -271,7 +272,7 @@ def activated(start: Gaussians, raw: dict[str, Tensor]) -> Gaussians:
 
 def scene_extent(views: Views) -> float:
     """Radius of the cameras' positions around their mean, at least a tenth of their mean distance to the origin."""
-    centers = views.cameras.centers[0]
+    centers = views.known_cameras.centers[0]
     radius = (centers - centers.mean(dim=0)).norm(dim=-1).max()
     return float(1.1 * torch.maximum(radius, 0.1 * centers.norm(dim=-1).mean()).clamp_min(1e-3))
 

@@ -44,7 +44,9 @@ def save_scene(
     """
     folder = Path(folder)
     names = picture_names(views)
-    masks = [None] * len(names) if views.masks is None else _write_masks(views, names, folder, frames is not None)
+    masks: list[str | None] = [None] * len(names)
+    if views.masks is not None:
+        masks = _write_masks(views, views.masks, names, folder, frames is not None)
     depth = scene.geometry.depth[0].detach().cpu()
     written, limits = [], depth_limits(depth.numpy())
     for index in progress(range(len(depth))):
@@ -93,7 +95,7 @@ def load_scene(folder: str | Path) -> tuple[Scene, Views]:
         windows=windows,
     )
     gaussians, report = load_ply(folder / "scene.ply"), _load_report(folder / "report.json")
-    return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report), views
+    return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.known_cameras, report=report), views
 
 
 def _load_report(path: Path) -> dict[str, object]:
@@ -106,7 +108,7 @@ def _load_report(path: Path) -> dict[str, object]:
     return report
 
 
-def _in_window(picture: Image.Image, window: Window | None, size: tuple[int, int]) -> Tensor:
+def _in_window(picture: Image.Image, window: Window | None, size: tuple[int, ...]) -> Tensor:
     """What a view shows of its picture: (3,*size) in 0 to 255."""
     box = None
     if window is not None:
@@ -115,10 +117,10 @@ def _in_window(picture: Image.Image, window: Window | None, size: tuple[int, int
     return torch.from_numpy(np.asarray(pixels, np.float32)).permute(2, 0, 1)
 
 
-def _write_masks(views: Views, names: list[str], folder: Path, full_size: bool) -> list[str | None]:
+def _write_masks(views: Views, masks: Tensor, names: list[str], folder: Path, full_size: bool) -> list[str | None]:
     """masks/NAME.png (white is the scene) of the views that have something masked; their names, None elsewhere."""
     written: list[str | None] = []
-    for index, (name, mask) in enumerate(zip(names, views.masks[0].cpu())):
+    for index, (name, mask) in enumerate(zip(names, masks[0].cpu())):
         if bool(mask.all()):
             written.append(None)
             continue
@@ -126,7 +128,7 @@ def _write_masks(views: Views, names: list[str], folder: Path, full_size: bool) 
         if full_size:
             values = _at_original_size(values, views, index).nan_to_num(0)
         written.append(f"masks/{name}.png")
-        write_image(folder / written[-1], (values[..., None].expand(-1, -1, 3).numpy() * 255).astype(np.uint8))
+        write_image(folder / f"masks/{name}.png", (values[..., None].expand(-1, -1, 3).numpy() * 255).astype(np.uint8))
     return written
 
 
@@ -197,7 +199,7 @@ def write_original(frame: Frame, folder: Path, name: str) -> str:
     picture = original_picture(frame)
     suffix = ".jpg" if suffix in (".jpg", ".jpeg") else ".png"
     with replacing(folder / f"{name}{suffix}") as beside:
-        picture.save(beside, **({"quality": 95} if suffix == ".jpg" else {}))
+        picture.save(beside, quality=95)  # which PNG does not heed
     return f"{name}{suffix}"
 
 

@@ -83,7 +83,7 @@ def gaussians_on_depth(geometry: Geometry, views: Views, count: int) -> Gaussian
     grid = (..., rows[:, None], columns)
     points = geometry.points().permute(0, 1, 4, 2, 3)[grid].permute(0, 1, 3, 4, 2).flatten(1, 3)
     colors = views.images[grid].permute(0, 1, 3, 4, 2).flatten(1, 3)
-    per_pixel = (1 / geometry.cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]).mean(dim=-1)
+    per_pixel = (1 / geometry.known_cameras.intrinsics.diagonal(dim1=-2, dim2=-1)[..., :2]).mean(dim=-1)
     size = (geometry.depth[grid] * per_pixel[..., None, None] * step * FOOTPRINT).flatten(1)
     return _isotropic(points, colors, size)
 

@@ -7,6 +7,7 @@ pixel centres at +0.5, depth is z-depth, quaternions are wxyz and Gaussians hold
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,12 +23,13 @@ def _check_shape(owner: str, name: str, value: Tensor, *shape: int | None) -> No
         raise ValueError(f"{owner}.{name}: expected shape {expected}, got {tuple(value.shape)}")
 
 
+@dataclass(frozen=True)
 class Record:
     """What all records share: moving every tensor (and record) they hold."""
 
-    def to(self, *args, **kwargs):
+    def to(self, *args, **kwargs) -> Self:
         """The same record with every tensor moved as by `Tensor.to`; masks and indices keep their dtype."""
-        moved = {}
+        moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, (Tensor, Record)):
@@ -36,14 +38,16 @@ class Record:
                     moved[item.name] = value.to(moved[item.name].device)
         return replace(self, **moved)
 
-    def item(self, index: int):
+    def item(self, index: int) -> Self:
         """One scene of the batch as a record of batch size 1 (not for Views that bring sparse points)."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        cut = {name: value[index : index + 1] for name, value in values.items() if isinstance(value, Tensor)}
+        cut: dict[str, Any] = {
+            name: value[index : index + 1] for name, value in values.items() if isinstance(value, Tensor)
+        }
         cut |= {name: value.item(index) for name, value in values.items() if isinstance(value, Record)}
         return replace(self, **cut)
 
-    def detach(self):
+    def detach(self) -> Self:
         """The same record cut off from autograd."""
         cut = {}
         for item in fields(self):
@@ -155,6 +159,13 @@ class Views(Record):
         if self.masks is not None:
             _check_shape("Views", "masks", self.masks, *self.images.shape[:2], *self.images.shape[-2:])
 
+    @property
+    def known_cameras(self) -> Cameras:
+        """`cameras`, for what cannot do without; ValueError where there are none."""
+        if self.cameras is None:
+            raise ValueError("Views.cameras: expected cameras, got None (pictures without poses)")
+        return self.cameras
+
     def select(self, views) -> Views:
         """The views of the given indices; the sparse points stay."""
         indices = torch.arange(self.images.shape[1])[views].tolist()
@@ -220,9 +231,16 @@ class Geometry(Record):
             if getattr(self, name) is not None:
                 _check_shape("Geometry", name, getattr(self, name), *self.depth.shape)
 
+    @property
+    def known_cameras(self) -> Cameras:
+        """`cameras`, for what cannot do without; ValueError where the model predicts none."""
+        if self.cameras is None:
+            raise ValueError("Geometry.cameras: expected cameras, got None (a monocular model predicts none)")
+        return self.cameras
+
     def select(self, views) -> Geometry:
         """What is said of the given view indices."""
-        maps = {}
+        maps: dict[str, Any] = {}
         for name in ("depth", "confidence", "sky", "camera_encoding"):
             value = getattr(self, name)
             maps[name] = None if value is None else value[:, views]
@@ -236,7 +254,7 @@ class Geometry(Record):
     @staticmethod
     def concatenate(parts: list[Geometry]) -> Geometry:
         """The views of `parts` one after the other; what one part does not say, none may."""
-        joined = {}
+        joined: dict[str, Any] = {}
         for name in ("depth", "confidence", "sky", "camera_encoding"):
             values = [getattr(part, name) for part in parts]
             joined[name] = None if values[0] is None else torch.cat(values, dim=1)
@@ -259,9 +277,7 @@ class Geometry(Record):
         """The point cloud (B,S,H,W,3) in the world: origin + depth * direction of the cameras' rays."""
         from da3_splat.geometry.projection import unproject
 
-        if self.cameras is None:
-            raise ValueError("Geometry.points: expected cameras, got None (a monocular model predicts none)")
-        return unproject(self.depth, self.cameras)
+        return unproject(self.depth, self.known_cameras)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,8 +316,8 @@ class Gaussians(Record):
         names = ("means", "quats", "scales", "opacities", "sh", "confidence")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def select(self, index: Tensor) -> Gaussians:
-        """The Gaussians of a boolean or integer index over N (the same one for every batch item)."""
+    def select(self, index: Tensor | slice) -> Gaussians:
+        """The Gaussians of a slice, or of a boolean or integer index, over N (the same one for every batch item)."""
         picked = {
             item.name: getattr(self, item.name)[:, index]
             for item in fields(self)
@@ -312,7 +328,7 @@ class Gaussians(Record):
     @staticmethod
     def concatenate(parts: list[Gaussians]) -> Gaussians:
         """All Gaussians of `parts` one after the other; an optional field must be set in all or in none."""
-        joined = {}
+        joined: dict[str, Any] = {}
         for item in fields(Gaussians):
             values = [getattr(part, item.name) for part in parts]
             present = [value is not None for value in values]

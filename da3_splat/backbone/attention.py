@@ -39,7 +39,8 @@ class Attention(nn.Module):
     ) -> Iterator[Tensor]:
         """`forward` of the normalised pieces (B,n,D) of one sequence, piece by piece: of the whole sequence only
         queries, keys, values and what they mix to are held."""
-        total, start, held = sum(piece.shape[1] for piece in pieces), 0, None
+        total, start = sum(piece.shape[1] for piece in pieces), 0
+        held: list[Tensor] | None = None
         for piece in pieces:
             parts = self.project(norm(piece), rotary)
             if held is None:
@@ -48,8 +49,10 @@ class Attention(nn.Module):
             for whole, part in zip(held, parts):
                 whole[:, :, start : start + piece.shape[1]] = part
             start += piece.shape[1]
-        mixed = scaled_dot_product_attention(*held, attn_mask=mask)
-        del held
+        assert held is not None, "a sequence has pieces"
+        query, key, value = held
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        del held, query, key, value
         for part in mixed.split([piece.shape[1] for piece in pieces], dim=2):
             yield self.proj(_joined(part))
 
@@ -141,7 +144,7 @@ class Block(nn.Module):
             return answer
         if rotary is not None and rotary.stride is None:  # one view of many tokens, each at its own position
             return tokens + self.attn(self.norm1(tokens), rotary, mask) * self.ls1.gamma
-        unit = 1 if rotary is None else rotary.stride
+        unit = (rotary and rotary.stride) or 1
         pieces = tokens.split(max(1, TOKENS_PER_PIECE // unit) * unit, dim=1)
         start = 0
         for piece, mixed in zip(pieces, self.attn.across_pieces(pieces, self.norm1, rotary, mask)):

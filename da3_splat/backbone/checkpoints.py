@@ -7,12 +7,16 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from da3_splat.io.json_files import load_json
 from da3_splat.limits import inside, regular_file
+
+if TYPE_CHECKING:
+    from da3_splat.backbone.network import DepthAnything3
 
 HEAD_PREFIX = "gs_head."  # the Gaussian head's keys in a released file; a bare backbone leaves them alone
 NON_COMMERCIAL = ("da3-giant", "da3-large", "da3nested-giant-large")
@@ -71,7 +75,7 @@ def our_key(key: str) -> str | None:
     return re.sub(r"(output_conv[12]_aux)\.3\.(\d)\.(weight|bias)$", r"\1.\2.\3", key)
 
 
-def load_dinov2(network: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_dinov2(network: DepthAnything3, state: Mapping[str, Tensor]) -> None:
     """Start a training from plain DINOv2 weights, as timm's vit_*_patch14_dinov2 hold them.
 
     Everything the transformer shares with DINOv2 is filled; the camera token, q/k norms and all heads stay as they are.

@@ -73,6 +73,17 @@ class FusionBlock(nn.Module):
         return interpolate(self.out_conv(self.resConfUnit2(x)), size, mode="bilinear", align_corners=True)
 
 
+class Scratch(nn.Module):
+    """Holds layers by the names that the released weights give them; heads add their own."""
+
+    output_conv1: nn.Conv2d
+    output_conv2: nn.Sequential
+    sky_output_conv2: nn.Sequential
+    object_output_conv2: nn.Sequential
+    output_conv1_aux: nn.Sequential
+    output_conv2_aux: nn.ModuleDict
+
+
 class Pyramid(nn.Module):
     """Four tapped features (N,P,D) -> four maps of one width, coarse to fine.
 
@@ -93,7 +104,7 @@ class Pyramid(nn.Module):
                 nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
             ]
         )
-        self.scratch = nn.Module()
+        self.scratch = Scratch()
         for level, c in enumerate(channels, start=1):
             setattr(self.scratch, f"layer{level}_rn", nn.Conv2d(c, features, 3, padding=1, bias=False))
 
@@ -137,14 +148,15 @@ class DPT(Pyramid):
 
     def fuse(self, levels: list[Tensor], suffix: str = "") -> Tensor:
         """Top-down fusion to 8 times the patch grid."""
-        x = None
+        x: Tensor | None = None
         for level in (4, 3, 2, 1):
             block = getattr(self.scratch, f"refinenet{level}{suffix}")
             if level > 1:
-                size = levels[level - 2].shape[-2:]
+                size = (levels[level - 2].shape[-2], levels[level - 2].shape[-1])
             else:
                 size = (2 * levels[0].shape[-2], 2 * levels[0].shape[-1])
             x = block(levels[3], None, size) if x is None else block(x, levels[level - 1], size)
+        assert x is not None
         return x
 
     def image_size_features(self, levels: list[Tensor], height: int, width: int) -> Tensor:

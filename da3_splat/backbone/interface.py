@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from da3_splat.backbone.network import Features
 from da3_splat.types import Cameras, Geometry
@@ -18,10 +19,15 @@ class Backbone(Protocol):
     where `encode` got some and takes them as they are.
     """
 
-    predicts_cameras: bool
+    @property
+    def predicts_cameras(self) -> bool: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def encode(self, images: Tensor, cameras: Cameras | None = None, reference_view: str | int = ...) -> Features:
         """Features of images (B,S,3,H,W) in [0,1]."""
         ...
 
-    def decode(self, features: Features) -> Geometry: ...
+    def decode(self, features: Any) -> Geometry:
+        """Geometry of what its own `encode` gave."""
+        ...

@@ -49,6 +49,9 @@ class Features:
 class DepthAnything3(nn.Module):
     """One DA3 network. The any-view models have a camera head and encoder; monocular and metric ones have neither."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         backbone: VisionTransformer,
@@ -119,11 +122,11 @@ class DepthAnything3(nn.Module):
             if not self.predicts_cameras:
                 return fill_sky(Geometry(depth=maps["depth"]), maps["sky"])
             encoding = self.camera_encoding(features)
-        ray_map = None
+        ray_map: RayMap | None = None
         if rays:
             directions, origins = maps["ray"].split(3, dim=-1)
             ray_map = RayMap(directions=directions, origins=origins, confidence=maps["ray_confidence"])
-        if pose_from == "rays":
+        if ray_map is not None and pose_from == "rays":
             cameras = cameras_from_rays(ray_map, height, width)
         else:
             cameras = decode_cameras(encoding, height, width)
@@ -154,6 +157,7 @@ class DepthAnything3(nn.Module):
 
     def camera_encoding(self, features: Features) -> Tensor:
         """The camera head's raw answer (B,S,9): translation, quaternion xyzw, field of view (y, x)."""
+        assert self.cam_dec is not None, "whoever asks has looked at predicts_cameras"
         return self.cam_dec(features.camera_tokens.to(self._head_weight)).float()
 
     @property
@@ -189,8 +193,9 @@ class NestedDepthAnything3(nn.Module):
         """Scale `geometry` of the any-view branch (B,S) so that it fits the metric branch's depth of `images`."""
         # Views do not look at each other here; only sky pixels, which the scale leaves out, depend on the rest.
         pieces = [self.da3_metric(piece) for piece in images.split(METRIC_VIEWS, dim=1)]
-        metric_depth = metres(torch.cat([piece.depth for piece in pieces], dim=1), geometry.cameras)
+        metric_depth = metres(torch.cat([piece.depth for piece in pieces], dim=1), geometry.known_cameras)
         sky = torch.cat([piece.sky for piece in pieces], dim=1)
+        assert geometry.confidence is not None, "any-view models predict it"
         found = zip(geometry.depth, geometry.confidence, metric_depth, sky >= SKY_THRESHOLD)
         return scale_to_metres(geometry, torch.stack([_metric_scale(*item) for item in found]), sky)
 
@@ -205,9 +210,11 @@ def scale_to_metres(geometry: Geometry, scale: Tensor, sky: Tensor) -> Geometry:
     """Depth, camera positions and ray origins times scale (B,); sky at most 200 m away with confidence 1."""
     depth = geometry.depth * scale[:, None, None, None]
     sky_mask = sky >= SKY_THRESHOLD
-    world_to_camera = geometry.cameras.world_to_camera.clone()
+    world_to_camera = geometry.known_cameras.world_to_camera.clone()
     world_to_camera[..., :3, 3] *= scale[:, None, None]
-    ray_map = geometry.ray_map
+    confidence, ray_map = geometry.confidence, geometry.ray_map
+    if confidence is not None:
+        confidence = confidence.masked_fill(sky_mask, 1.0)
     if ray_map is not None:
         ray_map = replace(ray_map, origins=ray_map.origins * scale[:, None, None, None, None])
     far = torch.stack(
@@ -216,8 +223,8 @@ def scale_to_metres(geometry: Geometry, scale: Tensor, sky: Tensor) -> Geometry:
     return replace(
         geometry,
         depth=torch.where(sky_mask, far[:, None, None, None], depth),
-        confidence=torch.where(sky_mask, torch.ones_like(depth), geometry.confidence),
-        cameras=replace(geometry.cameras, world_to_camera=world_to_camera),
+        confidence=confidence,
+        cameras=replace(geometry.known_cameras, world_to_camera=world_to_camera),
         ray_map=ray_map,
         sky=sky,
         metric_scale=scale,
@@ -267,9 +274,10 @@ def run_in_chunks(head, taps: list[Tensor], device: torch.device | None = None) 
     flat = [tap.flatten(0, 1) for tap in taps]
     starts = range(0, batch * views, size)
     parts = (head([tap[start : start + size] for tap in flat]) for start in starts)
+    joined: dict[str, Tensor]
     if torch.is_grad_enabled():
-        parts = list(parts)
-        joined = parts[0] if len(parts) == 1 else {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+        held = list(parts)
+        joined = held[0] if len(held) == 1 else {k: torch.cat([part[k] for part in held]) for k in held[0]}
     else:
         joined = {}
         for start, part in zip(starts, parts):

@@ -25,8 +25,8 @@ OUTSIDE = 1.0  # cost where a view does not see a point: as if black met white
 class Swept(Features):
     """Features that are only what the sweep needs again: the pictures and their cameras."""
 
-    images: Tensor | None = None
-    cameras: Cameras | None = None
+    images: Tensor
+    cameras: Cameras
 
 
 class PlaneSweep(nn.Module):
@@ -34,6 +34,7 @@ class PlaneSweep(nn.Module):
     compared over a window of `window` pixels; the better half of them counts, for what is hidden in the other."""
 
     predicts_cameras = True
+    inverse_depth: nn.Parameter
 
     def __init__(self, planes: int = 96, sources: int = 4, window: int = 7):
         super().__init__()
@@ -47,7 +48,8 @@ class PlaneSweep(nn.Module):
         batch, views = images.shape[:2]
         nothing = images.new_zeros(batch, views, 0)
         first = torch.zeros(batch, dtype=torch.long, device=images.device)
-        return Swept([], nothing, {}, first, *images.shape[-2:], images=images, cameras=cameras)
+        height, width = images.shape[-2:]
+        return Swept([], nothing, {}, first, height, width, images=images, cameras=cameras)
 
     def decode(self, features: Swept) -> Geometry:
         """Depth and confidence (1 and more: by how much the best plane beats the average) of the given cameras."""

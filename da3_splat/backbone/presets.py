@@ -57,10 +57,18 @@ def create_backbone(name: str) -> DepthAnything3 | NestedDepthAnything3:
     """A DA3 network of the named size with fresh weights: mini, da3-small, da3-base, da3-large, da3-giant,
     da3mono-large, da3teacher-large, da3metric-large or da3nested-giant-large."""
     if name in NESTED:
-        return NestedDepthAnything3(*(create_backbone(part) for part in NESTED[name]))
+        return NestedDepthAnything3(*(build_backbone(PRESETS[part]) for part in NESTED[name]))
     if name not in PRESETS:
         raise ValueError(f"backbone: expected one of {', '.join(preset_names())}, got {name!r}")
     return build_backbone(PRESETS[name])
+
+
+def create_single(name: str) -> DepthAnything3:
+    """`create_backbone` of what is one network; ValueError for a nested pair."""
+    network = create_backbone(name)
+    if not isinstance(network, DepthAnything3):
+        raise ValueError(f"backbone: expected a single network, got the nested {name}")
+    return network
 
 
 def build_backbone(preset: Preset) -> DepthAnything3:
@@ -69,9 +77,10 @@ def build_backbone(preset: Preset) -> DepthAnything3:
         preset.dim, preset.depth, preset.heads, preset.taps, preset.alternate_from, preset.swiglu
     )
     if preset.alternate_from is None:
-        head = MonocularHead(preset.feature_dim, preset.features, preset.channels, preset.objects)
-        return DepthAnything3(backbone, head)
-    head = SeparateDPT if preset.separate_rays else DualDPT
+        return DepthAnything3(
+            backbone, MonocularHead(preset.feature_dim, preset.features, preset.channels, preset.objects)
+        )
+    head: type[DualDPT] = SeparateDPT if preset.separate_rays else DualDPT
     return DepthAnything3(
         backbone,
         head(preset.feature_dim, preset.features, preset.channels),

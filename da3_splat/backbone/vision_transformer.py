@@ -114,7 +114,7 @@ class VisionTransformer(nn.Module):
                 tokens = torch.cat([self._camera_tokens(camera_tokens, tokens), tokens[:, :, 1:]], dim=2)
             alternating = self.alternate_from is not None and index >= self.alternate_from
             if self.looks_across(index):
-                rotary = _rotary("across_views", rows, columns, head_dim, images.device)
+                rotary: Rotary | None = _rotary("across_views", rows, columns, head_dim, images.device)
                 joined = rearrange(tokens, "b s n d -> b (s n) d")
                 tokens = rearrange(self._run(block, joined, rotary, mask), "b (s n) d -> b s n d", s=views)
             else:
@@ -136,7 +136,7 @@ class VisionTransformer(nn.Module):
         """Whether block `index` attends across the views."""
         return self.alternate_from is not None and index >= self.alternate_from and index % 2 == 1
 
-    def _run(self, block: Block, tokens: Tensor, *rest) -> Tensor:
+    def _run(self, block: nn.Module, tokens: Tensor, *rest) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(block, tokens, *rest, use_reentrant=False)
         return block(tokens, *rest)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from da3_splat.backbone.network import NestedDepthAnything3
+from da3_splat.backbone.network import DepthAnything3, NestedDepthAnything3
 from da3_splat.backbone.reference_view import move_to_front
 from da3_splat.check import recipe
 from da3_splat.model import Da3Splat, create_model
@@ -65,8 +65,10 @@ def run_cases(cases: list[Case]) -> Iterator[tuple[Case, dict[str, float]]]:
         key = (case.config, case.wants_gaussians)
         if held is None or held[0] != key:
             held = None  # two Giants at once would not fit everywhere
-            model = create_model(case.config, **({"rules": "released"} if case.wants_gaussians else {"head": "plain"}))
-            held = (key, recipe.fill(model))
+            released = case.wants_gaussians
+            model = create_model(case.config, rules="released") if released else create_model(case.config, head="plain")
+            recipe.fill(model)
+            held = (key, model)
         yield case, _compare(case, held[1])
 
 
@@ -86,12 +88,15 @@ def _compare(case: Case, model: Da3Splat) -> dict[str, float]:
         reference = int(golden["b_idx"][0] if "b_idx" in golden else case.entry["b_idx"][0])
     layers = tuple(case.options.get("export_feat_layers", ()))
     network = model.network
-    features = network.encode(images, cameras, reference, **({"extra_layers": layers} if layers else {}))
+    assert isinstance(network, DepthAnything3 | NestedDepthAnything3)
+    alone = network.da3 if isinstance(network, NestedDepthAnything3) else network
+    features = network.encode(images, cameras, reference, extra_layers=layers)
     geometry = network.decode(features, rays="ray" in golden)
     map_stride = case.entry.get("map_stride", case.entry.get("depth_stride"))
     ray_stride = case.entry.get("map_stride", case.entry.get("ray_stride"))
 
-    def strided(maps: Tensor, stride: int = map_stride) -> Tensor:
+    def strided(maps: Tensor | None, stride: int | None = map_stride) -> Tensor:
+        assert maps is not None, "what a golden holds, its network predicts"
         return maps[:, :, ::stride, ::stride]
 
     ours: dict[str, Tensor] = {}
@@ -104,6 +109,7 @@ def _compare(case: Case, model: Da3Splat) -> dict[str, float]:
     ours["depth"] = strided(geometry.depth)
     if geometry.confidence is not None:
         ours["depth_conf"] = strided(geometry.confidence)
+        assert geometry.camera_encoding is not None, "comes with the cameras"
         ours["pose_enc"] = geometry.camera_encoding
     if geometry.cameras is not None and not case.options.get("use_ray_pose"):  # our ray solver differs on purpose
         ours["extrinsics"] = geometry.cameras.world_to_camera[..., :3, :]
@@ -112,9 +118,11 @@ def _compare(case: Case, model: Da3Splat) -> dict[str, float]:
         rays = torch.cat([geometry.ray_map.directions, geometry.ray_map.origins], dim=-1)
         ours |= {"ray": strided(rays, ray_stride), "ray_conf": strided(geometry.ray_map.confidence, ray_stride)}
     if cameras is not None:
-        ours["cam_enc"] = (network.da3 if isinstance(network, NestedDepthAnything3) else network).cam_enc(cameras)
+        assert alone.cam_enc is not None, "what takes cameras encodes them"
+        ours["cam_enc"] = alone.cam_enc(cameras)
     for layer, values in features.extra.items():
-        if layer >= network.backbone.alternate_from - 1:  # the official code leaves these in its own order
+        first_across = alone.backbone.alternate_from
+        if first_across is not None and layer >= first_across - 1:  # the official code leaves these in its own order
             values = move_to_front(values, features.reference)
         ours[f"aux_feat_layer_{layer}"] = values.unflatten(2, (images.shape[-2] // 14, images.shape[-1] // 14))
     if case.wants_gaussians:
@@ -135,7 +143,7 @@ def _images(case: Case) -> Tensor:
         return torch.stack(pictures)[None].permute(0, 1, 4, 2, 3).float() / 255
     name, orders = entry["inputs"], [entry["view_order"]]
     if name is None:  # a batch: its note names the file and the views of each item
-        name = re.search(r"inputs_\w+\.npz", entry["note"])[0]
+        name = re.findall(r"inputs_\w+\.npz", entry["note"])[0]
         orders = json.loads("[" + ",".join(re.findall(r"\[[\d,]+\]", entry["note"])) + "]")
     pool = np.load(case.folder / name)
     views = torch.from_numpy(pool[pool.files[0]])

@@ -74,6 +74,7 @@ def _rendering() -> Iterator[Check]:
         rendering = render(replace(exact.to(dtype), means=means), cameras.to(dtype), backend=backend)
         (rendering.color.square().sum() + rendering.depth.sum()).backward()
         pictures.append(rendering.color.detach().double())
+        assert means.grad is not None, "backward has filled it"
         gradients.append(means.grad.double())
     difference = (pictures[0] - pictures[1]).abs().max()
     yield Check("cpu rasterizer, colour against oracle", float(difference), "maximum difference", 1e-5)

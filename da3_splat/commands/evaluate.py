@@ -249,17 +249,17 @@ def _scenes(scored: Scored, form: str, size: Any = None, every: int = 8) -> tupl
     if scored.data is not None or scored.worlds < 1:
         raise ValueError("--format synthetic: expected no --data, and --worlds of at least 1")
     shape = {} if size is None or size.height is None else size.covering_patches
-    scenes = [SyntheticScene(scored.seed + 2 * index, **shape) for index in range(scored.worlds)]
-    first = scenes[0]
+    worlds = [SyntheticScene(scored.seed + 2 * index, **shape) for index in range(scored.worlds)]
+    first = worlds[0]
     pictures = {"views": first.views, "height": first.height, "width": first.width, "arc_degrees": first.arc}
     described = {"format": form, "worlds": scored.worlds, **pictures}
     if scored.stress:
         from da3_splat.data.stress import VARIATIONS
         from da3_splat.evaluation.stress import stressed
 
-        scenes, groups = stressed(scenes, every)
+        worlds, groups = stressed(worlds, every)
         described |= {"stress": VARIATIONS, "groups": groups}
-    return scenes, described
+    return worlds, described
 
 
 def _run(task: Any, scenes: list, data: dict, scored: Scored) -> None:

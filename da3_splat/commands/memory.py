@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ def carried_out(
     work: Path,
     recipe: dict,
     fusion: FusionConfig,
-    rays: str,
+    rays: Literal["cameras", "predicted"],
     progress: Progress,
     workers: Workers,
     watch: Watch,
@@ -61,7 +61,7 @@ def carried_out(
         config = SequenceConfig(plan.chunk, plan.overlap)
         recipe = {**recipe, **asdict(model.config)}
         return reconstruct_sequence(model, views, config, work, recipe, fusion, progress, workers)
-    options = {}
+    options: dict[str, Any] = {}
     if plan is not None and plan.features_on_disk:
         from da3_splat.backbone.storage import FeatureFiles
 
@@ -97,9 +97,11 @@ def views_on_disk(
             )
         images[:, start : start + READ_AT_A_TIME] = part.images
         parts.append(replace(part, images=images[:, start : start + READ_AT_A_TIME]))
+    if images is None:
+        raise ValueError("expected pictures, got none")
     return Views(
         images=images,
-        cameras=None if parts[0].cameras is None else Cameras.concatenate([part.cameras for part in parts]),
+        cameras=None if parts[0].cameras is None else Cameras.concatenate([part.known_cameras for part in parts]),
         names=tuple(name for part in parts for name in part.names),
         points=parts[0].points,
         point_colors=parts[0].point_colors,

@@ -118,7 +118,7 @@ def reconstruct(
     from da3_splat.scene_folder import save_scene
 
     loaded = time.perf_counter()
-    device = chosen_device(device)
+    place = chosen_device(device)
     try:
         config = replace(
             FusionConfig() if fusion else NO_FUSION, max_gaussians=max_gaussians, min_confidence=prune, sky=sky
@@ -129,7 +129,7 @@ def reconstruct(
         recipe = {"model": weights, "size": list(views.images.shape), "pictures": stamps, "poses": poses}
         work = output / "work"
         with launched() as (workers, writes):
-            network = load_model(model, device)
+            network = load_model(model, place)
             # All processes go by the plan of the first.
             (plan,) = workers(lambda _: planned(network, views, max_memory, chunk, overlap, config), [None])
             if plan is not None and writes and (plan.chunk or plan.features_on_disk or max_memory):
@@ -145,8 +145,8 @@ def reconstruct(
     count = save_scene(scene, views, output, bar("writing"), frames)
     if refinement is not None:
         poses_free = refine_poses == "yes" or (refine_poses == "auto" and views.cameras is None)
-        config = replace(refinement, poses=poses_free)
-        scene = _refined(scene, views, config, max_gaussians, device, output, window)
+        refining = replace(refinement, poses=poses_free)
+        scene = _refined(scene, views, refining, max_gaussians, place, output, window)
         count = save_scene(scene, views, output, bar("writing"), frames)
     export_scene(scene, views, output, output, extra, bar("flying"))
     report = {
@@ -313,7 +313,7 @@ def _views(
     masks = (frame.mask for frame in frames if frame.mask is not None)
     read = (source, source / "transforms.json", source / "sparse", *(frame.path for frame in frames), *masks)
     for path in (path for path in read if path.exists()):
-        if any(path.resolve().is_relative_to(target) for target in written):
+        if isinstance(path, Path) and any(path.resolve().is_relative_to(target) for target in written):
             raise ValueError(f"{output}: writing here would replace the input; choose another --output")
     if poses == "given" and frames[0].world_to_camera is None:
         raise ValueError(f"{source}: --poses given, but this input has no cameras")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def load_views(
     source: str | Path | Sequence[str | Path],
     resolution: int = 504,
     max_views: int | None = None,
-    progress: Callable[[Sequence], Sequence] = lambda items: items,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
     fps: float = 2.0,
     skipped: dict[int, str] | None = None,
 ) -> Views:
@@ -53,7 +53,7 @@ def find_frames(
     source: str | Path | Sequence[str | Path],
     max_views: int | None = None,
     fps: float = 2.0,
-    progress: Callable[[Sequence], Sequence] = lambda items: items,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
     streamed: Path | None = None,
 ) -> Capture:
     """What there is to load at `source` (see `load_views`); nothing but a video's frames is read yet. Where there is a

@@ -55,6 +55,8 @@ class DepthScene(Protocol):
 
     def measured(self) -> list[MeasuredFrame]: ...
 
+    def __hash__(self) -> int: ...
+
 
 @dataclass(frozen=True)
 class DepthCapture:
@@ -131,7 +133,7 @@ def read_depth_views(
     for index, item in enumerate(measured):
         label = None if labels is None else labels[index]
         depth = read_depth(label) if label is not None and label.is_file() else item.read()
-        depth = nearest(depth, item.frame, views.cameras.intrinsics[0, index], height, width)
+        depth = nearest(depth, item.frame, views.known_cameras.intrinsics[0, index], height, width)
         maps.append(depth if far is None else torch.where(depth <= far, depth, 0))
     depth = torch.stack(maps)[None]
     return views, depth if views.masks is None else torch.where(views.masks, depth, 0)
@@ -145,7 +147,7 @@ def write_depth_capture(folder: Path, views: Views, depth: Tensor) -> None:
         file = folder / "depth" / f"{Path(name).stem}.npy"
         file.parent.mkdir(exist_ok=True)
         np.save(file, values.numpy())
-    write_transforms(folder / "transforms.json", views.cameras, names)
+    write_transforms(folder / "transforms.json", views.known_cameras, names)
     content = json.loads((folder / "transforms.json").read_text())
     for frame in content["frames"]:
         frame["depth_file_path"] = f"depth/{Path(frame['file_path']).stem}.npy"
@@ -158,10 +160,11 @@ def nearest(depth: Tensor, frame: Frame, intrinsics: Tensor, height: int, width:
     The value at the pixel centres, 0 outside the picture.
     """
     rows, columns = depth.shape
-    own = frame.intrinsics.to(torch.float64)
+    camera = frame.camera
+    own = camera.intrinsics[0, 0].to(torch.float64)
     seen = intrinsics.to(torch.float64)
     x = (torch.arange(width) + 0.5 - seen[0, 2]) / seen[0, 0] * own[0, 0] + own[0, 2]
     y = (torch.arange(height) + 0.5 - seen[1, 2]) / seen[1, 1] * own[1, 1] + own[1, 2]
-    column, row = (x * columns / frame.width).floor().long(), (y * rows / frame.height).floor().long()
+    column, row = (x * columns / camera.width).floor().long(), (y * rows / camera.height).floor().long()
     inside = ((row >= 0) & (row < rows))[:, None] & ((column >= 0) & (column < columns))
     return torch.where(inside, depth[row.clamp(0, rows - 1)[:, None], column.clamp(0, columns - 1)], 0)

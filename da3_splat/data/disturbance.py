@@ -47,8 +47,8 @@ def disturb(geometry: Geometry, disturbance: Disturbance, seed: int) -> Geometry
     shift = disturbance.translation * unit * normalize(torch.randn(batch, views, 3, generator=generator), dim=-1)
     motion = torch.eye(4, dtype=torch.float64).repeat(batch, views, 1, 1)
     motion[..., :3, :3], motion[..., :3, 3] = turn.double(), shift.double()
-    world_to_camera = torch.linalg.inv(motion) @ geometry.cameras.world_to_camera.double()
-    cameras = replace(geometry.cameras, world_to_camera=world_to_camera.to(depth.dtype))
+    world_to_camera = torch.linalg.inv(motion) @ geometry.known_cameras.world_to_camera.double()
+    cameras = replace(geometry.known_cameras, world_to_camera=world_to_camera.to(depth.dtype))
     return replace(geometry, depth=depth, cameras=cameras)
 
 

@@ -158,9 +158,10 @@ def _pictures(base: PictureFile, folders: Sequence[str]) -> tuple[PictureFile, d
     for name in folders:
         folder = base / name
         if folder.is_dir():
+            listed: Iterable[PictureFile] = folder.iterdir()
             found = {
                 PurePosixPath(item.name).stem: item
-                for item in sorted(folder.iterdir(), key=lambda item: item.name)
+                for item in sorted(listed, key=lambda item: item.name)
                 if PurePosixPath(item.name).suffix.lower() in SUFFIXES and not item.name.startswith(".")
             }
             check_views(len(found), str(folder))
@@ -175,7 +176,8 @@ def _own(base: PictureFile, item: PictureFile) -> PictureFile:
 
 
 def _frames(content: dict, listed: list, folder: PictureFile, pictures: dict[str, PictureFile], where: str):
-    problems, frames, missing, mentioned = [], [], [], set()
+    problems: list[str] = []
+    frames, missing, mentioned = [], [], set()
     size = _size(pictures, problems)
     for index, entry in enumerate(listed):
         try:

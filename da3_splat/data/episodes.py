@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -189,7 +189,7 @@ class EpisodeSampler:
             self.advance(episode)
             yield episode
 
-    def stream(self, load: Callable, first: int = 0, step: int = 1) -> Iterator[tuple[Episode, object]]:
+    def stream(self, load: Callable, first: int = 0, step: int = 1) -> Iterator[tuple[Episode, Any]]:
         """Episodes `first`, `first + step`, ... from the present state on, which stays, with what
         `load(frames, episode)` gives; where that cannot read a file, another scene takes its place."""
         opened = _OpenScenes(self.scenes, self.open_scenes)
@@ -299,9 +299,6 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def _poses(frames: list[Frame]) -> Cameras:
     """The poses of frames as cameras of no particular lens."""
-    for frame in frames:
-        if frame.world_to_camera is None:
-            raise ValueError(f"{frame.path}: has no camera")
-    poses = torch.stack([frame.world_to_camera for frame in frames])[None]
+    poses = torch.stack([frame.pose for frame in frames])[None]
     intrinsics = torch.eye(3, dtype=poses.dtype).expand(1, len(frames), 3, 3)
     return Cameras(world_to_camera=poses, intrinsics=intrinsics, height=1, width=1)

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -51,7 +52,7 @@ def write_dl3dv_scene(
     """
     base = folder / name / "nerfstudio" if benchmark else folder / name
     height, width = views.images.shape[-2:]
-    full = views.cameras.resized(height * factors[0], width * factors[0])
+    full = views.known_cameras.resized(height * factors[0], width * factors[0])
     names = [f"frame_{index + 1:05d}.png" for index in range(views.images.shape[1])]
     for factor in factors:
         size = (full.width // factor, full.height // factor)
@@ -163,12 +164,13 @@ def write_scene_info(
 ) -> None:
     """A scene-info archive (see `data/scene_info.py`) of pictures; overlap (N,N), pairs (P,3) of i, j, overlap."""
     frames = [picture.frame for picture in pictures]
-    depths = [frame.path.parents[1] / "depths" / f"{frame.path.stem}.h5" for frame in frames]
-    arrays = {
-        "image_paths": np.array([frame.path.relative_to(root).as_posix() for frame in frames]),
+    paths = [Path(str(frame.path)) for frame in frames]
+    depths = [path.parents[1] / "depths" / f"{path.stem}.h5" for path in paths]
+    arrays: dict[str, Any] = {
+        "image_paths": np.array([path.relative_to(root).as_posix() for path in paths]),
         "depth_paths": np.array([depth.relative_to(root).as_posix() if depth.is_file() else "" for depth in depths]),
-        "intrinsics": torch.stack([frame.intrinsics for frame in frames]).numpy(),
-        "poses": torch.stack([frame.world_to_camera for frame in frames]).numpy(),
+        "intrinsics": torch.cat([frame.camera.intrinsics[0] for frame in frames]).numpy(),
+        "poses": torch.stack([frame.pose for frame in frames]).numpy(),
         "overlap_matrix": overlap.float().numpy(),
     }
     if pairs is not None:
@@ -239,7 +241,7 @@ def _write_model(
         f"# Number of points: {sum(map(len, points))}",
     ]
     for number, picture in enumerate(written, start=1):
-        raw, pose, pixels = picture.raw, picture.frame.world_to_camera, seen[number - 1]
+        raw, pose, pixels = picture.raw, picture.frame.pose, seen[number - 1]
         cameras.append(
             f"{number} SIMPLE_RADIAL {raw.width} {raw.height} {raw.fx!r} {raw.cx!r} {raw.cy!r} {raw.radial!r}"
         )

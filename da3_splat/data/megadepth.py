@@ -162,9 +162,10 @@ def undistorted_intrinsics(camera: RawCamera, height: int, width: int) -> Tensor
     """
     raw = np.array([[camera.fx, 0, camera.cx - 0.5], [0, camera.fy, camera.cy - 0.5], [0, 0, 1]])
     bend = np.array([camera.radial, 0.0, 0.0, 0.0])
-    new, _ = cv2.getOptimalNewCameraMatrix(
+    optimal, _ = cv2.getOptimalNewCameraMatrix(
         raw, bend, (camera.width, camera.height), 0, (width, height), centerPrincipalPoint=True
     )
+    new = np.asarray(optimal, np.float64)
     new[:2, 2] += 0.5
     if not np.isfinite(new).all() or min(new[0, 0], new[1, 1]) <= 0:
         raise ValueError(f"camera: its distortion {camera.radial} leaves no picture to undistort")

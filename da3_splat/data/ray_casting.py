@@ -227,7 +227,8 @@ def _texture(worlds: Worlds, surface: Tensor, points: Tensor) -> Tensor:
     frequency, kind = of_surface(worlds.frequency), of_surface(worlds.kind)
     scaled = points * frequency[..., None] + surface[..., None] * 17.0
     x, y, z = (axis.contiguous() for axis in scaled.unbind(-1))
-    noise = sum(_value_noise(x * 2.0**n, y * 2.0**n, z * 2.0**n, salt=n) / 2.0**n for n in range(3)) / 1.75
+    octaves = [_value_noise(x * 2.0**n, y * 2.0**n, z * 2.0**n, salt=n) / 2.0**n for n in range(3)]
+    noise = (octaves[0] + octaves[1] + octaves[2]) / 1.75
     checks = torch.remainder(x.floor() + y.floor() + z.floor(), 2)
     stripes = (0.5 + 0.5 * torch.sin(6 * (x + 0.3 * y))).round()
     mix = torch.where(kind == NOISE, (2.5 * noise - 0.75).clamp(0, 1), torch.zeros_like(noise))
@@ -287,8 +288,8 @@ def _value_noise(x: Tensor, y: Tensor, z: Tensor, salt: int) -> Tensor:
         for key_y in keys[1]:
             key = key_y + (key_z + salt * SALT)
             rows.append(torch.lerp(_hash(keys[0][0] + key), _hash(keys[0][1] + key), ease[0]))
-        planes.append(torch.lerp(*rows, ease[1]))
-    return torch.lerp(*planes, ease[2])
+        planes.append(torch.lerp(rows[0], rows[1], ease[1]))
+    return torch.lerp(planes[0], planes[1], ease[2])
 
 
 def _hash(key: Tensor) -> Tensor:

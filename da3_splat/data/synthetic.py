@@ -181,6 +181,7 @@ def render_worlds(worlds: Worlds, cameras: Cameras, supersample: int = 2) -> tup
     worlds = worlds.to(cameras.intrinsics.device)
     fine = rays_from_cameras(cameras, height * supersample, width * supersample)
     hits = cast(worlds, fine.origins, fine.directions)
+    assert hits.color is not None, "cast with shading"
     color, depth, sky = hits.color.permute(0, 1, 4, 2, 3), hits.distance, hits.sky
     if supersample > 1:
         color = avg_pool2d(color.flatten(0, 1), supersample).unflatten(0, color.shape[:2])

@@ -65,7 +65,7 @@ class StepSampler(SequenceState):
     position: int = 0
 
     @property
-    def seed(self) -> int:
+    def seed(self) -> int:  # type: ignore[override]  # a field of the others, and never set
         return self.config.seed
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -126,9 +126,10 @@ def make_batch(config: WorldsConfig, position: int, rank: int = 0, world_size: i
     generator = torch.Generator().manual_seed(seed)
     arc = low + (high - low) * torch.rand(count, generator=generator)
     given, truth = make_scenes(count, views, shape.height, shape.width, 2 * seed, arc=arc, supersample=1)
-    objects = render_objects(sample_worlds(count, 2 * seed), truth.cameras) if config.objects else None
-    order = torch.randperm(views, generator=generator).tolist()  # any view may define the world
-    truth = replace(truth, depth=truth.depth[:, order], sky=truth.sky[:, order], cameras=truth.cameras.select(order))
+    objects = render_objects(sample_worlds(count, 2 * seed), truth.known_cameras) if config.objects else None
+    order, sky = torch.randperm(views, generator=generator).tolist(), truth.sky  # any view may define the world
+    assert sky is not None, "made scenes know their sky"
+    truth = replace(truth, depth=truth.depth[:, order], sky=sky[:, order], cameras=truth.known_cameras.select(order))
     gain = 0.7 + 0.6 * torch.rand(count, views, 3, 1, 1, generator=generator)  # exposure and white balance
     images = (given.images[:, order] * gain).clamp(0, 1)
     return GeometryBatch(images, truth, shape.give_cameras, None if objects is None else objects[:, order])

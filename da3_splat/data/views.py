@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,7 +35,7 @@ def read_frames(
     points: np.ndarray | None = None,
     colors: np.ndarray | None = None,
     resolution: int = 504,
-    progress: Callable[[Sequence], Sequence] = lambda items: items,
+    progress: Callable[[Iterable], Iterable] = lambda items: items,
     skipped: dict[int, str] | None = None,
 ) -> Views:
     """The pictures of `frames` as Views of batch size 1, with cameras if all frames have them.
@@ -78,9 +78,10 @@ def join_views(
     """Views of batch size 1, each cropped around its centre to the smallest height and width of all."""
     height, width = min(read.image.shape[1] for read in reads), min(read.image.shape[2] for read in reads)
     reads = [_cropped(read, height, width) for read in reads]
+    windows = [read.window for read in reads if read.window is not None]
     cameras = masks = None
     if reads[0].camera is not None:
-        cameras = Cameras.concatenate([read.camera for read in reads]).to(torch.float32)
+        cameras = Cameras.concatenate([read.camera for read in reads if read.camera is not None]).to(torch.float32)
     if any(read.mask is not None for read in reads):
         everything = torch.ones(height, width, dtype=torch.bool)
         masks = torch.stack([everything if read.mask is None else read.mask for read in reads])[None]
@@ -92,7 +93,7 @@ def join_views(
         points=points,
         point_colors=point_colors,
         masks=masks,
-        windows=tuple(read.window for read in reads) if all(read.window for read in reads) else (),
+        windows=tuple(windows) if len(windows) == len(reads) else (),
         focals=None if bool(focals.isnan().all()) else focals,
     )
 
@@ -116,22 +117,17 @@ def _upright_or_stored(frame: Frame) -> Picture:
 
 def _read(frame: Frame, resolution: int) -> OneView:
     picture = _upright_or_stored(frame)
-    rgb, posed = picture.rgb, frame.world_to_camera is not None
-    if posed and abs(rgb.width * frame.height / (rgb.height * frame.width) - 1) > 0.01:
+    rgb, camera = picture.rgb, None if frame.world_to_camera is None else frame.camera
+    if camera is not None and abs(rgb.width * camera.height / (rgb.height * camera.width) - 1) > 0.01:
         raise ValueError(
             f"{frame.path}: its camera is of a {frame.width}x{frame.height} picture, "
             f"but it has {rgb.width}x{rgb.height} pixels"
         )
     height, width = snapped_size(rgb.height, rgb.width, resolution)
     image = torch.from_numpy(np.asarray(rgb.resize((width, height), Image.Resampling.LANCZOS), np.float32) / 255)
-    image, camera, mask = image.permute(2, 0, 1), None, _mask(frame, picture, height, width)
-    if posed:
-        camera = Cameras(
-            world_to_camera=frame.world_to_camera[None, None],
-            intrinsics=frame.intrinsics[None, None],
-            height=frame.height,
-            width=frame.width,
-        ).resized(height, width)
+    image, mask = image.permute(2, 0, 1), _mask(frame, picture, height, width)
+    if camera is not None:
+        camera = camera.resized(height, width)
         if frame.lens is not None:
             image, inside = undistort(image, frame)
             if mask is not None:
@@ -184,6 +180,8 @@ def undistort(image: Tensor, frame: Frame) -> tuple[Tensor, Tensor]:
     """The picture (C,H,W) of a frame with a lens as a pinhole camera of the frame's intrinsics sees it, and (H,W) bool:
     which of its pixels the lens really saw. H x W is any size of the frame's picture."""
     height, width = image.shape[1:]
+    if frame.lens is None or frame.intrinsics is None or frame.height is None or frame.width is None:
+        raise ValueError(f"{frame.path}: expected a lens, intrinsics and their size, to undo what the lens bends")
     grid = lens_grid(frame.lens, frame.height, frame.width, frame.intrinsics, height, width)
     inside = (grid.abs() <= 1).all(dim=-1)  # NaN is outside
     values = grid_sample(

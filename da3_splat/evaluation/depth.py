@@ -59,17 +59,7 @@ class Depth:
             "input": "one picture at a time, as stored, without its camera where the method finds its own",
             "scores": "over pixels with true depth, prediction interpolated to the size of the truth; mean over "
             + ("all pictures" if self._over_pictures else "the pictures of a scene, then over scenes"),
-            **({} if self.rules is None else self._described()),
-        }
-
-    def _described(self) -> dict:
-        crop = self.rules.crop
-        return {
-            "rules": self.rules.source,
-            "depth_range": f"above {self.rules.minimum:g} up to {self.rules.maximum:g} m; predictions clamped to it",
-            "crop": "none"
-            if crop is None
-            else "rows {:.4f} to {:.4f} of the height, columns {:.4f} to {:.4f} of the width".format(*crop),
+            **({} if self.rules is None else _described(self.rules)),
         }
 
     @property
@@ -84,17 +74,22 @@ class Depth:
         """Errors of one scene: its means, and each of its pictures."""
         frames = scene.frames()
         candidates = [index for index in range(len(frames)) if scene.has_depth(index)]
-        rows, seconds, memory, pictures = [], 0.0, 0.0, {}
+        rows, seconds, memory = [], 0.0, 0.0
+        pictures: dict = {}
         for index in evenly_spaced(candidates, self.views):
-            truth = scene.depth(index) if self.rules is None else self.rules.counted(scene.depth(index))
-            if not bool((truth > 0).any()):
+            truth = scene.depth(index)
+            if truth is not None and self.rules is not None:
+                truth = self.rules.counted(truth)
+            if truth is None or not bool((truth > 0).any()):
                 continue
             # A depth map belongs to the picture as it is stored, so what the lens bends is not undone.
             views = read_frames([replace(frames[index], lens=None)], resolution=self.resolution).to(self.device)
             with measured() as prediction:
                 found = self.predictor.predict(self._given(views), scene.name)
             seconds, memory = seconds + prediction.seconds, max(memory, prediction.peak_memory_mb)
-            depth = at_original_size(found.geometry.depth[0, 0].cpu().float(), views.windows[0], *truth.shape)
+            depth = at_original_size(
+                found.geometry.depth[0, 0].cpu().float(), views.windows[0], truth.shape[0], truth.shape[1]
+            )
             truth = torch.where(depth.isnan(), 0, truth)  # a border that snapping cut off was never seen
             depth = aligned_depth(depth.nan_to_num()[None], truth[None], self.alignment)
             if self.rules is not None:
@@ -142,3 +137,14 @@ def at_original_size(depth: Tensor, window: Window, height: int, width: int) -> 
 
 def _numbers(errors: DepthErrors) -> dict[str, float]:
     return {name: float(getattr(errors, name)[0]) for name in NAMES}
+
+
+def _described(rules: DepthRules) -> dict:
+    crop = rules.crop
+    return {
+        "rules": rules.source,
+        "depth_range": f"above {rules.minimum:g} up to {rules.maximum:g} m; predictions clamped to it",
+        "crop": "none"
+        if crop is None
+        else "rows {:.4f} to {:.4f} of the height, columns {:.4f} to {:.4f} of the width".format(*crop),
+    }

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from da3_splat.metrics import psnr, ssim
-from da3_splat.perceptual import BACKBONES, perceptual_distance, why_unavailable
+from da3_splat.perceptual import BACKBONES, Net, perceptual_distance, why_unavailable
 
 NAMES = ("psnr", "ssim", *(f"lpips_{net}" for net in BACKBONES))
 
@@ -18,8 +18,8 @@ NAMES = ("psnr", "ssim", *(f"lpips_{net}" for net in BACKBONES))
 class ImageScores:
     """PSNR, SSIM, and LPIPS with each network whose weights are here; `missing` says why, of the others."""
 
-    perceptual: dict[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
-    missing: dict[str, str] = field(default_factory=dict)
+    perceptual: Mapping[Net, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
+    missing: Mapping[Net, str] = field(default_factory=dict)
 
     @staticmethod
     def available() -> ImageScores:

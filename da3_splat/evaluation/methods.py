@@ -87,14 +87,9 @@ class ResultsOnDisk:
 
 def _covering(frame: Frame, height: int, width: int) -> Cameras:
     """The camera (1,1) float32 of a frame scaled to cover height x width and cropped around the centre."""
-    camera = Cameras(
-        world_to_camera=frame.world_to_camera[None, None].float(),
-        intrinsics=frame.intrinsics[None, None].float(),
-        height=frame.height,
-        width=frame.width,
-    )
-    scale = max(height / frame.height, width / frame.width)
-    tall, wide = max(height, round(frame.height * scale)), max(width, round(frame.width * scale))
+    camera = frame.camera.to(torch.float32)
+    scale = max(height / camera.height, width / camera.width)
+    tall, wide = max(height, round(camera.height * scale)), max(width, round(camera.width * scale))
     return camera.resized(tall, wide).cropped((tall - height) // 2, (wide - width) // 2, height, width)
 
 
@@ -121,5 +116,5 @@ def load_method(source: str, device: str = "cpu") -> Method:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     name = source if path in EMBEDDED.values() or not Path(source).exists() else Path(source).name
-    identity = {"name": name, "kind": "da3_splat", "sha256": digest}
+    identity: dict[str, object] = {"name": name, "kind": "da3_splat", "sha256": digest}
     return OurMethod(load_model(source, device), identity)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ class NovelViews:
         given = contexts if self.settings.poses == "posed" else replace(contexts, cameras=None)
         with measured() as prediction:
             found = self.predictor.predict(given, scene.name)
-        rows, shown, rendering_seconds, alignment_seconds = [], [], 0.0, 0.0
+        rows: list[dict[str, Any]] = []
+        shown, rendering_seconds, alignment_seconds = [], 0.0, 0.0
         for index in chosen.target:
             target = load_at([frames[index]], self.settings.size).to(self.device)
             with measured() as alignment:
@@ -110,8 +112,8 @@ class NovelViews:
     def _camera(self, target: Views, found: Scene, contexts: Views) -> Cameras:
         """The camera (1,1) to render a target from, in the frame of the Gaussians."""
         if self.settings.poses == "posed":
-            return target.cameras
-        camera = moved_to_prediction(target.cameras, found.cameras, contexts.cameras)
+            return target.known_cameras
+        camera = moved_to_prediction(target.known_cameras, found.cameras, contexts.known_cameras)
         if self.settings.poses == "raw":
             return camera
         return aligned_to_pictures(found.gaussians, replace(target, cameras=camera), self.settings.alignment_steps)
@@ -133,17 +135,14 @@ def _with_lpips(means: dict) -> dict:
 
 def _poses(frames: Sequence[Frame]) -> Cameras:
     """The poses of frames as cameras (1,V) of no particular lens."""
-    for frame in frames:
-        if frame.world_to_camera is None:
-            raise ValueError(f"{frame.path}: has no camera; novel views need posed frames")
-    poses = torch.stack([frame.world_to_camera for frame in frames])[None]
+    poses = torch.stack([frame.pose for frame in frames])[None]
     return Cameras(world_to_camera=poses, intrinsics=torch.eye(3).expand(1, len(frames), 3, 3), height=1, width=1)
 
 
 def _pictures(contexts: Views, target: Views, rendered: Rendering) -> dict[str, np.ndarray]:
     """The context nearest to a target, its rendering, its picture, what differs, and the depth rendered."""
     color, truth = rendered.color[0, 0].clamp(0, 1), target.images[0, 0]
-    nearest = int((contexts.cameras.centers[0] - target.cameras.centers[0]).norm(dim=-1).argmin())
+    nearest = int((contexts.known_cameras.centers[0] - target.known_cameras.centers[0]).norm(dim=-1).argmin())
     return {
         "input": panels.picture(contexts.images[0, nearest]),
         "rendering": panels.picture(color),

@@ -14,6 +14,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ class OfficialDA3:
         with tempfile.TemporaryDirectory(prefix="da3_splat_official_") as work:
             request, target = Path(work) / "request.npz", Path(work) / "answer.npz"
             pixels = (views.images[0].permute(0, 2, 3, 1).clamp(0, 1) * 255 + 0.5).to(torch.uint8)
-            arrays = {"images": pixels.cpu().numpy()}
+            arrays: dict[str, Any] = {"images": pixels.cpu().numpy()}
             if views.cameras is not None:
                 arrays["extrinsics"] = views.cameras.world_to_camera[0].cpu().numpy()
                 arrays["intrinsics"] = views.cameras.intrinsics[0].cpu().numpy()
@@ -82,6 +83,7 @@ class OfficialDA3:
             )  # fmt: skip
         stopped = self._process.poll() is not None
         if not stopped:
+            assert self._process.stdin is not None and self._process.stdout is not None, "both are pipes"
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
             stopped = self._process.stdout.readline() != "done\n"
@@ -115,5 +117,5 @@ def _scene(answer: dict[str, Tensor], views: Views) -> Scene:
         )
     else:
         gaussians = PlainHead()(None, views.images, geometry)
-    report = {"official_seconds": float(answer["seconds"])}
+    report: dict[str, object] = {"official_seconds": float(answer["seconds"])}
     return Scene(geometry=geometry, gaussians=gaussians, cameras=cameras, report=report)

@@ -63,7 +63,7 @@ class Poses:
         views = read_frames([frames[index] for index in chosen], resolution=self.resolution).to(self.device)
         with measured() as prediction:
             found = self.predictor.predict(replace(views, cameras=None), scene.name)
-        rotation, direction = (e.cpu() for e in relative_pose_errors(found.cameras, views.cameras))
+        rotation, direction = (e.cpu() for e in relative_pose_errors(found.cameras, views.known_cameras))
         errors = torch.maximum(rotation, direction)
         if not bool(errors.isfinite().all()):
             raise ValueError("the predicted poses are not finite")

@@ -52,6 +52,8 @@ class Size:
     @property
     def covering_patches(self) -> dict[str, int]:
         """The smallest height and width of whole patches that cover it: what synthetic pictures are cast at."""
+        if self.height is None or self.width is None:
+            raise ValueError("size: expected HEIGHTxWIDTH, native pictures have no size of their own to cast at")
         return {"height": -(-self.height // PATCH) * PATCH, "width": -(-self.width // PATCH) * PATCH}
 
     def __str__(self) -> str:

@@ -91,7 +91,8 @@ class Reconstruction:
         given = views if self.poses == "posed" else replace(views, cameras=None)
         with measured() as prediction:
             found = self.predictor.predict(given, scene.name)
-        truths = {index: scene.depth(index) for index in chosen if scene.has_depth(index)}
+        depths = ((index, scene.depth(index)) for index in chosen if scene.has_depth(index))
+        truths = {index: depth for index, depth in depths if depth is not None}
         if scene.surface is None:
             true = np.concatenate([true_points(frames[index], truth) for index, truth in truths.items()])
         else:
@@ -116,13 +117,13 @@ class Reconstruction:
         """The points (P,3) float64 of what the method saw, in the true frame, where `true` (Q,3) is."""
         geometry = kept_where_known(found.geometry, views, truths)
         if self.poses == "free":
-            motion = robust_similarity(geometry.cameras, views.cameras)
+            motion = robust_similarity(geometry.known_cameras, views.known_cameras)
             depth = geometry.depth * motion.scale[:, None, None, None]
-            geometry = Geometry(depth=depth, cameras=transform_cameras(motion, geometry.cameras))
+            geometry = Geometry(depth=depth, cameras=transform_cameras(motion, geometry.known_cameras))
         # What is twice too far is wrong however far it is, and a surface a kilometre away would not fit in memory.
-        geometry = replace(geometry, depth=geometry.depth.clamp_max(2 * farthest(true, views.cameras)))
+        geometry = replace(geometry, depth=geometry.depth.clamp_max(2 * farthest(true, views.known_cameras)))
         if self.rules.fusion == "tsdf":
-            return fused_points(geometry.depth[0], geometry.cameras, self.rules)
+            return fused_points(geometry.depth[0], geometry.known_cameras, self.rules)
         shown = (geometry.depth > 0) & (geometry.depth <= self.rules.max_depth)
         return geometry.points()[shown].double().cpu().numpy()
 
@@ -186,13 +187,8 @@ def true_points(frame: Frame, depth: Tensor) -> np.ndarray:
     """The surface points (P,3) float64 of a frame with true z-depth (H,W), 0 where it is not known."""
     if frame.lens is not None:
         raise ValueError(f"{frame.path}: its lens bends the depth map; undistort both first")
-    camera = Cameras(
-        world_to_camera=frame.world_to_camera[None, None],
-        intrinsics=frame.intrinsics[None, None],
-        height=frame.height,
-        width=frame.width,
-    ).resized(*depth.shape)
-    return unproject(depth[None, None].double(), camera)[0, 0][depth > 0].numpy()
+    height, width = depth.shape
+    return unproject(depth[None, None].double(), frame.camera.resized(height, width))[0, 0][depth > 0].numpy()
 
 
 def _pictures(found: Scene, views: Views, truths: dict[int, Tensor]) -> dict[str, np.ndarray]:

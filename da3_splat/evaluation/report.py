@@ -109,8 +109,8 @@ def _stress(results: dict, folder: ResultsFolder) -> str:
     figures = []
     for variation, names in results["data"]["groups"].items():
         shown = next((name for name in names if name in scored), None)
-        keys = [key for key in ("input", "rendering", "truth") if shown and folder.picture(shown, key).is_file()]
-        figures += [_figure(folder.picture(shown, key), f"{variation}: {key}") for key in keys]
+        files = {} if shown is None else {key: folder.picture(shown, key) for key in ("input", "rendering", "truth")}
+        figures += [_figure(file, f"{variation}: {key}") for key, file in files.items() if file.is_file()]
     return (
         f'<h2>Stress suite</h2><p class="note">Each world plain, and hard in one way at a time. '
         "Some of what is hard to place is easy to paint, a flat wall above all: read PSNR beside the depth and pose "

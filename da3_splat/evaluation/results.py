@@ -71,7 +71,8 @@ def file_name(scene: str) -> str:
 
 def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean, None where a value is missing or there is none."""
-    return None if not values or None in values else sum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -85,8 +85,9 @@ def run(
             folder.save(scene.name, {"error": words if base is None else words.replace(f"{base}{os.sep}", "")})
             continue
         folder.save(scene.name, {"scores": outcome.scores, "timing": outcome.timing}, outcome.pictures)
-    records = [folder.record(name) for name in names]
-    if None in records:
+    found = [folder.record(name) for name in names]
+    records = [record for record in found if record is not None]
+    if len(records) < len(found):
         return None
     results = _assembled(task, head, records, device)
     folder.write(results)

@@ -61,7 +61,7 @@ class Splatfacto:
         names = [f"images/{index:04d}.png" for index in range(views.images.shape[1])]
         for name, image in zip(names, views.images[0]):
             write_image(work / "data" / name, image.permute(1, 2, 0).cpu().numpy())
-        write_transforms(work / "data" / "transforms.json", views.cameras, names)
+        write_transforms(work / "data" / "transforms.json", views.known_cameras, names)
         _run(["ns-train", "splatfacto", "--output-dir", work / "runs", "--max-num-iterations", self.steps,
               "--vis", "tensorboard", "nerfstudio-data", "--data", work / "data", "--eval-mode", "all"])  # fmt: skip
         configs = sorted((work / "runs").rglob("config.yml"))

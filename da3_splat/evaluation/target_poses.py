@@ -33,12 +33,12 @@ def aligned_to_pictures(gaussians: Gaussians, targets: Views, steps: int) -> Cam
     seen is kept, so none gets worse. Both count the picture itself: a score taken so is no score of the poses.
     """
     found = [_aligned(gaussians, targets.select([view]), steps) for view in range(targets.images.shape[1])]
-    return replace(targets.cameras, world_to_camera=torch.stack(found)[None])
+    return replace(targets.known_cameras, world_to_camera=torch.stack(found)[None])
 
 
 def _aligned(gaussians: Gaussians, target: Views, steps: int) -> Tensor:
     """world_to_camera (4,4) of one target (1,1)."""
-    gaussians, camera, picture = gaussians.detach(), target.cameras, target.images
+    gaussians, camera, picture = gaussians.detach(), target.known_cameras, target.images
     kept = torch.ones_like(picture[:, :, 0], dtype=torch.bool) if target.masks is None else target.masks
     with torch.no_grad():
         seen = render(gaussians, camera)

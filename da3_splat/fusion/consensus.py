@@ -73,7 +73,7 @@ def reach_consensus(
     """
     scene = _Scene(geometry, images, config, usable)
     start = CorrectedViews(
-        geometry.cameras.camera_to_world[0].double(),
+        geometry.known_cameras.camera_to_world[0].double(),
         geometry.depth.new_zeros(geometry.depth.shape[1], *config.grid, dtype=torch.float64),
         geometry.depth.new_zeros(geometry.depth.shape[1], 6, dtype=torch.float64),
     )
@@ -106,7 +106,7 @@ class _Scene:
     def __init__(self, geometry: Geometry, images: Tensor, config: ConsensusConfig, usable: Tensor | None):
         self.geometry, self.images, self.config = geometry, images[0], config
         self.views, self.height, self.width = geometry.depth.shape[1:]
-        self.intrinsics = geometry.cameras.resized(self.height, self.width).intrinsics[0].float()
+        self.intrinsics = geometry.known_cameras.resized(self.height, self.width).intrinsics[0].float()
         self.inverse_intrinsics = inverse_intrinsics(self.intrinsics)
         depth = geometry.depth[0].float()
         valid = depth.isfinite() & (depth > 0)
@@ -247,18 +247,20 @@ class _Scene:
             depth.append(look.depth_residual.abs()[near])
         if not any(len(part) for part in color):
             return None
-        color, depth = torch.cat(color).median(), torch.cat(depth).median()
-        return float(color.clamp_min(0.01)), float(depth.clamp(0.002, 0.05))
+        typical_color, typical_depth = torch.cat(color).median(), torch.cat(depth).median()
+        return float(typical_color.clamp_min(0.01)), float(typical_depth.clamp(0.002, 0.05))
 
     def corrected(self, state: CorrectedViews, fixed: Tensor) -> Geometry:
         """The geometry with the corrections applied."""
-        before = self.geometry.cameras.world_to_camera
+        before = self.geometry.known_cameras.world_to_camera
         moved = torch.linalg.inv(state.camera_to_world).to(before)[None]
-        cameras = replace(self.geometry.cameras, world_to_camera=torch.where(fixed[None, :, None, None], before, moved))
+        cameras = replace(
+            self.geometry.known_cameras, world_to_camera=torch.where(fixed[None, :, None, None], before, moved)
+        )
         factor = torch.nn.functional.interpolate(
             state.factors[:, None].float(), (self.height, self.width), mode="bilinear", align_corners=True
         )[:, 0].exp()
-        rays = _following_rays(self.geometry.ray_map, self.geometry.cameras, cameras)
+        rays = _following_rays(self.geometry.ray_map, self.geometry.known_cameras, cameras)
         return replace(self.geometry, depth=self.geometry.depth * factor[None], cameras=cameras, ray_map=rays)
 
 

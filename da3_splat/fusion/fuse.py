@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -51,8 +51,7 @@ def agree(geometry: Geometry, views: Views, fixed: Tensor, config: FusionConfig)
     if config.consensus is None or geometry.depth.shape[1] < 2:
         return geometry, {}
     found = reach_consensus(geometry, views.images, fixed, config.consensus, usable_pixels(geometry, views, config))
-    numbers = asdict(replace(found, geometry=None))
-    del numbers["geometry"]
+    numbers = {item.name: getattr(found, item.name) for item in fields(found) if item.name != "geometry"}
     # Views that share nothing have no mean difference: None, which JSON can say.
     return found.geometry, {
         f"consensus_{name}": value if math.isfinite(value) else None for name, value in numbers.items()
@@ -100,7 +99,7 @@ def fuse(
         gaussians = thinned(gaussians, config.max_gaussians)
         report["dropped_over_limit"] = before - gaussians.means.shape[1]
     if config.recolor_passes:
-        posed = replace(views, cameras=geometry.cameras.resized(*views.images.shape[-2:]))
+        posed = replace(views, cameras=geometry.known_cameras.resized(*views.images.shape[-2:]))
         if count > config.recolor_views:
             posed = posed.select(torch.linspace(0, count - 1, config.recolor_views).round().long())
         gaussians = recolor(gaussians, posed, config.recolor_passes, progress("colouring"), workers)
@@ -132,7 +131,7 @@ def _with_sky(geometry: Geometry, config: FusionConfig) -> Geometry:
     ground = geometry.depth[~geometry.sky_mask]
     if ground.numel() == 0:
         return geometry
-    centers = geometry.cameras.centers[0]
+    centers = geometry.known_cameras.centers[0]
     apart = (centers - centers.mean(dim=0)).norm(dim=-1).max()
     far = SHELL * torch.maximum(ground[:: max(1, ground.numel() // 100_000)].quantile(0.95), apart)
     return replace(geometry, depth=torch.where(geometry.sky_mask, far, geometry.depth))

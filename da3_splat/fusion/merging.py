@@ -139,9 +139,9 @@ class SurfaceMaps:
         if usable is not None:
             valid &= usable[0]
         depth = torch.where(valid, depth, torch.ones_like(depth))
-        cameras = geometry.cameras.detach().resized(height, width)
+        cameras = geometry.known_cameras.detach().resized(height, width)
         confidence = None if geometry.confidence is None else geometry.confidence[0].detach().clamp_min(1e-6)
-        typical = None if confidence is None else confidence.median()
+        typical = depth.new_ones(()) if confidence is None else confidence.median()
         # The unit of length is arbitrary.
         unit = depth[valid].median().square() if bool(valid.any()) else depth.new_ones(())
         step = torch.log(torch.tensor(config.area_step))
@@ -174,8 +174,8 @@ class SurfaceMaps:
             for other in self._others(view, config)[:4]:
                 look = self._look(points[:, ::every], valid[::every], other)
                 found.append(look.apart[look.inside & (look.apart.abs() < 0.3)].abs())
-        found = torch.cat(found) if found else self.depth.new_zeros(0)
-        typical = 3 * float(found.median()) if len(found) else 0.0
+        steps = torch.cat(found) if found else self.depth.new_zeros(0)
+        typical = 3 * float(steps.median()) if len(steps) else 0.0
         return min(max(config.tolerance, typical), max(config.tolerance, config.largest_tolerance))
 
     def spots(self, view: int, config: MergeConfig, tolerance: float) -> Spots:

@@ -54,11 +54,11 @@ def recolor(
 def _spread_back(gaussians: Gaussians, view: Views, weigh: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Which Gaussians a view may see (M), and their gradients (1,M,1,3) of the drawn colour: along the residual of the
     view, and, if asked for, along one."""
-    shown = in_sight(gaussians, view.cameras)
+    shown = in_sight(gaussians, view.known_cameras)
     gaussians = gaussians.select(shown).detach()
     constant = gaussians.sh[:, :, :1].requires_grad_()
     sh = torch.cat([constant, gaussians.sh[:, :, 1:]], dim=2)
-    color = render(replace(gaussians, sh=sh), view.cameras).color
+    color = render(replace(gaussians, sh=sh), view.known_cameras).color
     counted = torch.ones_like(color) if view.masks is None else view.masks[:, :, None].expand_as(color).to(color)
     residual = (view.images - color).detach() * counted
     (spread,) = torch.autograd.grad(color, constant, grad_outputs=residual, retain_graph=weigh)

@@ -158,7 +158,7 @@ def gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     return flat[:, 0].unflatten(0, images.shape[:2])
 
 
-def _basis(pixels: Tensor, height: int, width: int, grid: tuple[int, int]) -> Tensor:
+def _basis(pixels: Tensor, height: int, width: int, grid: tuple[int, ...]) -> Tensor:
     """(P,N,rows*columns): how much each node of the grid counts at pixels (P,N,2); bilinear, nodes on the borders."""
     rows, columns = grid
 

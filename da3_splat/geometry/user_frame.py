@@ -20,8 +20,8 @@ def in_user_frame(geometry: Geometry, views: Views) -> tuple[Geometry, str]:
 
     Cameras that are not known (NaN) are the predicted ones, moved by the similarity that fits the known ones.
     """
-    known = known_poses(views.cameras)[0]
-    predicted, given = geometry.cameras.select(known), views.cameras.select(known)
+    known = known_poses(views.known_cameras)[0]
+    predicted, given = geometry.known_cameras.select(known), views.known_cameras.select(known)
     source, scale = "none", geometry.depth.new_ones(1)
     if geometry.metric_scale is not None:
         source = "metric model"
@@ -34,11 +34,15 @@ def in_user_frame(geometry: Geometry, views: Views) -> tuple[Geometry, str]:
         if len(ratios) >= MIN_SPARSE_HITS:
             source, scale = "sparse points", ratios.median()[None]
     motion = camera_similarity(predicted, given, scale)
-    moved = transform_cameras(motion, geometry.cameras)
+    moved = transform_cameras(motion, geometry.known_cameras)
     cameras = replace(
-        views.cameras,
-        world_to_camera=torch.where(known[None, :, None, None], views.cameras.world_to_camera, moved.world_to_camera),
-        intrinsics=torch.where(views.cameras.intrinsics.isfinite(), views.cameras.intrinsics, moved.intrinsics),
+        views.known_cameras,
+        world_to_camera=torch.where(
+            known[None, :, None, None], views.known_cameras.world_to_camera, moved.world_to_camera
+        ),
+        intrinsics=torch.where(
+            views.known_cameras.intrinsics.isfinite(), views.known_cameras.intrinsics, moved.intrinsics
+        ),
     )
     depth = geometry.depth * scale[:, None, None, None]
     return replace(geometry, depth=depth, cameras=cameras, ray_map=_moved_rays(motion, geometry.ray_map)), source
@@ -55,9 +59,9 @@ def _moved_rays(motion: Similarity, ray_map: RayMap | None) -> RayMap | None:
 
 def at_origin(geometry: Geometry, reference: int) -> Geometry:
     """The same geometry in a world where camera `reference` is the origin."""
-    motion = Similarity.rigid(geometry.cameras.world_to_camera[0, reference])
+    motion = Similarity.rigid(geometry.known_cameras.world_to_camera[0, reference])
     rays = _moved_rays(motion, geometry.ray_map)
-    return replace(geometry, cameras=transform_cameras(motion, geometry.cameras), ray_map=rays)
+    return replace(geometry, cameras=transform_cameras(motion, geometry.known_cameras), ray_map=rays)
 
 
 def camera_similarity(source: Cameras, target: Cameras, scale: Tensor | None = None) -> Similarity:
@@ -86,7 +90,8 @@ def sparse_depth_ratios(depth: Tensor, views: Views) -> list[tuple[Tensor, Tenso
 
     A point that another one hides by more than a fifth, in a neighbourhood of a twentieth of the picture, is left out.
     """
-    pixels, z = project(views.points, views.cameras)
+    assert views.points is not None, "asked for only where there are some"
+    pixels, z = project(views.points, views.known_cameras)
     height, width = depth.shape[-2:]
     answers = []
     for view in range(depth.shape[1]):

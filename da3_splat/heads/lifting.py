@@ -38,9 +38,7 @@ def lift(raw: Tensor, images: Tensor, geometry: Geometry, rays: str = "cameras")
     """
     if rays not in ("cameras", "predicted"):
         raise ValueError(f"rays: expected cameras or predicted, got {rays!r}")
-    if rays == "predicted" and geometry.ray_map is None:
-        raise ValueError("lift: rays='predicted' needs geometry.ray_map; run the network with rays=True")
-    cameras = geometry.cameras
+    cameras = geometry.known_cameras
     batch, views, height, width, _ = raw.shape
     offset, scale, turn, sh, depth_offset, opacity = raw.float().split([2, 3, 4, raw.shape[-1] - 11, 1, 1], dim=-1)
     stretch = torch.exp(0.1 * depth_offset.clamp(-10, 10))
@@ -86,6 +84,8 @@ def _on_predicted_rays(depth: Tensor, offset: Tensor, geometry: Geometry) -> Ten
     Rays change linearly over a picture, so bilinear interpolation between those of the smaller map is exact for a
     pinhole camera, and so is continuing their slope beyond the outermost ones.
     """
+    if geometry.ray_map is None:
+        raise ValueError("lift: rays='predicted' needs geometry.ray_map; run the network with rays=True")
     batch, views, height, width, _ = depth.shape
     rays = torch.cat([geometry.ray_map.directions, geometry.ray_map.origins], dim=-1).flatten(0, 1).float()
     rows, columns = rays.shape[1:3]
@@ -115,7 +115,7 @@ def lift_released(raw: Tensor, geometry: Geometry, given: Cameras | None = None)
     added, sizes run to 30 times a tenth of (1/fx + 1/fy), and the quaternion, reordered to wxyz, then passes through
     functions that read xyzw. Poses are the predicted ones; `given` cameras only lend their scale, within [1/3, 3].
     """
-    cameras = geometry.cameras
+    cameras = geometry.known_cameras
     batch, views, height, width, _ = raw.shape
     offset, scale, turn, sh, depth_offset, opacity = raw.float().split([2, 3, 4, raw.shape[-1] - 11, 1, 1], dim=-1)
     camera_to_world = cameras.camera_to_world.clone()
@@ -147,6 +147,6 @@ def lift_released(raw: Tensor, geometry: Geometry, given: Cameras | None = None)
         scales=sizes.flatten(1, 3),
         opacities=opacity.sigmoid().flatten(1),
         sh=sh.flatten(1, 3),
-        confidence=geometry.confidence.flatten(1),
+        confidence=None if geometry.confidence is None else geometry.confidence.flatten(1),
         source_view=view.flatten(1),
     )

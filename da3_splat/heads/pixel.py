@@ -37,8 +37,8 @@ class PixelHead(DPT):
             nn.GELU(),
         )
         if rules == "exact":
-            nn.init.zeros_(self.scratch.output_conv2[2].weight)
-            nn.init.zeros_(self.scratch.output_conv2[2].bias)
+            for parameter in self.scratch.output_conv2[2].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(
         self,

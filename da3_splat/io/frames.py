@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from da3_splat.limits import COORDINATE, FOCAL_SHARES, SIDE
+from da3_splat.types import Cameras
 
 PictureFile = Path | zipfile.Path
 PINHOLE_MODELS = ("SIMPLE_PINHOLE", "PINHOLE")
@@ -42,6 +43,26 @@ class Frame:
     mask: PictureFile | None = None
     picture: Image.Image | None = None
     label: str | None = None
+
+    @property
+    def pose(self) -> Tensor:
+        """`world_to_camera`; ValueError where it is not known."""
+        if self.world_to_camera is None:
+            raise ValueError(f"{self.path}: has no camera, where a posed picture is needed")
+        return self.world_to_camera
+
+    @property
+    def camera(self) -> Cameras:
+        """Its camera (1,1) float64 without the lens; ValueError where it is not known."""
+        pose = self.pose
+        if self.intrinsics is None or self.height is None or self.width is None:
+            raise ValueError(f"{self.path}: has a pose, but its intrinsics and size are not known")
+        return Cameras(
+            world_to_camera=pose[None, None],
+            intrinsics=self.intrinsics[None, None],
+            height=self.height,
+            width=self.width,
+        )
 
     @property
     def name(self) -> str:

@@ -51,11 +51,11 @@ def read_picture(path: PictureFile | str, upright: bool = True) -> Picture:
     be an attack (about 180 megapixels).
     """
     try:
-        with _opened(path) as stream, Image.open(stream, formats=FORMATS) as image:
-            check_pixels(image.height, image.width, "it has")
-            image.load()
-            focal = _focal(image)
-            image = ImageOps.exif_transpose(image) if upright else image.copy()
+        with _opened(path) as stream, Image.open(stream, formats=FORMATS) as stored:
+            check_pixels(stored.height, stored.width, "it has")
+            stored.load()
+            focal = _focal(stored)
+            image = ImageOps.exif_transpose(stored) if upright else stored.copy()
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
     except UNREADABLE as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +31,9 @@ def save_geometry(geometry: Geometry, path: str | Path, windows: tuple[Window, .
     if windows:
         arrays["windows"] = torch.tensor([astuple(window) for window in windows], dtype=torch.float64)
     arrays = {name: value.detach().cpu() for name, value in arrays.items()}
+    stored: dict[str, Any] = {name: (v if name == "windows" else v.float()).numpy() for name, v in arrays.items()}
     with replacing(path) as beside:
-        np.savez_compressed(
-            beside, **{name: (v if name == "windows" else v.float()).numpy() for name, v in arrays.items()}
-        )
+        np.savez_compressed(beside, **stored)
 
 
 def load_geometry(path: str | Path) -> tuple[Geometry, tuple[Window, ...]]:
@@ -52,7 +52,7 @@ def load_geometry(path: str | Path) -> tuple[Geometry, tuple[Window, ...]]:
         )
         for pose, intrinsics in zip(cameras.world_to_camera[0], cameras.intrinsics[0]):
             check_camera(pose, intrinsics, cameras.height, cameras.width, "cameras")
-        windows = tuple(map(_window, arrays["windows"][0].tolist())) if "windows" in arrays else ()
+        windows: tuple[Window, ...] = tuple(map(_window, arrays["windows"][0].tolist())) if "windows" in arrays else ()
         geometry = Geometry(depth=depth, confidence=arrays.get("confidence"), sky=arrays.get("sky"), cameras=cameras)
         return geometry, windows
     except UNREADABLE as error:

@@ -68,7 +68,8 @@ def _chosen_numbers(path: Path, fps: float, most: int | None, progress: Callable
     """Which frames to take, in order; of the video only small grey pictures, two at a time, are held."""
     if not fps > 0:
         raise ValueError(f"fps: expected a positive number, got {fps}")
-    times, sharpness, motion, previous = [], [], [], None
+    times: list[tuple[int, float]] = []
+    sharpness, motion, previous = [], [], None
     height = 0
     for index, time, frame in progress(_decoded(path)):
         height = height or round(SMALL_WIDTH * frame.height / frame.width)  # sizes may change on the way

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
@@ -16,6 +17,7 @@ from nerfstudio.utils.rich_utils import CONSOLE
 from torch import Tensor, nn
 
 from da3_splat.nerfstudio_plugin.cameras import from_nerfstudio, to_nerfstudio
+from da3_splat.types import Gaussians
 
 
 @dataclass
@@ -31,6 +33,8 @@ class HeadPipelineConfig(VanillaPipelineConfig):
 
 class HeadPipeline(Pipeline):
     """A recipe's episodes and objective, in the places where Nerfstudio looks for data and model."""
+
+    datamanager: EpisodeDatamanager  # type: ignore[assignment]  # has what Nerfstudio asks of one, and no more
 
     def __init__(self, config: HeadPipelineConfig, device: str, test_mode: str = "val", **of_other_pipelines):
         super().__init__()
@@ -73,6 +77,7 @@ class EpisodeDatamanager(nn.Module):
 
     includes_time = False
     eval_dataset = None
+    sampler: Any
 
     def __init__(self, sampler, recipe):
         super().__init__()
@@ -119,12 +124,13 @@ class HeadModel(Model):
         dataset = datamanager.train_dataset
         super().__init__(ModelConfig(), dataset.scene_box, len(dataset))
         self.unregistered = [objective, datamanager]
-        self.stale, self.gaussians = True, None
+        self.stale = True
+        self.gaussians: Gaussians | None = None
 
     def get_param_groups(self) -> dict:
         return {}
 
-    def get_outputs(self, camera: NerfstudioCameras) -> dict[str, Tensor]:
+    def get_outputs(self, camera: NerfstudioCameras) -> dict[str, Tensor | list]:
         """rgb (H,W,3), expected depth and accumulation (H,W,1) of one camera."""
         from da3_splat.rendering import render
 
@@ -133,12 +139,16 @@ class HeadModel(Model):
             if self.stale:
                 self.gaussians = objective.predict(datamanager.shown.to(self.device)).gaussians[0]
                 self.stale = False
+            assert self.gaussians is not None, "they were made when they were stale"
             rendering = render(self.gaussians, from_nerfstudio(camera.to(self.device)))
         maps = {"depth": rendering.depth, "accumulation": rendering.alpha}
         rgb = rendering.color[0, 0].permute(1, 2, 0).clamp(0, 1)
         return {"rgb": rgb, **{name: value[0, 0, ..., None] for name, value in maps.items()}}
 
-    def get_outputs_for_camera(self, camera: NerfstudioCameras, obb_box=None) -> dict[str, Tensor]:
+    def get_loss_dict(self, outputs, batch, metrics_dict=None):
+        raise NotImplementedError("da3-splat-head learns by its objective")
+
+    def get_outputs_for_camera(self, camera: NerfstudioCameras, obb_box=None) -> dict[str, Tensor | list]:
         return self.get_outputs(camera)
 
     def get_image_metrics_and_images(self, outputs, batch):

@@ -22,7 +22,7 @@ class HeadTrainerConfig(TrainerConfig):
 
 
 class HeadTrainer(Trainer):
-    pipeline: HeadPipeline
+    pipeline: HeadPipeline  # type: ignore[assignment]  # stands in for a VanillaPipeline without being one
 
     def setup_optimizers(self) -> Optimizers:
         """Make the training state, from the checkpoint where one is named; Nerfstudio has nothing to optimise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 from unittest.mock import patch
 
 import torch
@@ -34,7 +35,7 @@ class Da3SplatModelConfig(SplatfactoModelConfig):
     sh_degree_interval: int = 1
     cull_alpha_thresh: float = 0.005
     reset_alpha_every: int = NEVER
-    background_color: str = "black"
+    background_color: Literal["random", "black", "white"] = "black"
     depth_weight: float = 0.0
     """pull rendered depth towards the depth that the Gaussians were laid on, each picture scaled to fit; falls to a
     hundredth over `depth_steps`. Off: with the embedded weights it won nothing (0.0 to -0.2 dB on two captures)"""
@@ -132,7 +133,7 @@ class Da3SplatModel(SplatfactoModel):
             sh=torch.cat([raw["features_dc"][:, None], raw["features_rest"]], dim=1)[None],
         )
 
-    def get_outputs(self, camera: NerfstudioCameras) -> dict[str, Tensor]:
+    def get_outputs(self, camera: NerfstudioCameras) -> dict[str, Tensor | list]:
         """rgb (H,W,3), expected depth and accumulation (H,W,1), background of one camera, by our renderer."""
         poses = self.camera_optimizer.apply_to_camera(camera) if self.training else camera.camera_to_worlds
         scale = self._get_downscale_factor()
@@ -165,8 +166,9 @@ class Da3SplatModel(SplatfactoModel):
             )
         rgb = rendering.color[0, 0].permute(1, 2, 0).clamp(0, 1)
         alpha, depth = rendering.alpha[0, 0, ..., None], rendering.depth[0, 0, ..., None]
-        if self.training and self.config.use_bilateral_grid and "cam_idx" in (camera.metadata or {}):
-            rgb = self._apply_bilateral_grid(rgb[None], camera.metadata["cam_idx"], ours.height, ours.width)[0]
+        metadata = camera.metadata or {}
+        if self.training and self.config.use_bilateral_grid and "cam_idx" in metadata:
+            rgb = self._apply_bilateral_grid(rgb[None], metadata["cam_idx"], ours.height, ours.width)[0]
         outputs = {
             "rgb": rgb,
             "depth": torch.where(alpha > 0, depth, depth.detach().max()),

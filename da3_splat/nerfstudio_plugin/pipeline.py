@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from nerfstudio.data.datamanagers.base_datamanager import DataManagerConfig
+from nerfstudio.data.datamanagers.full_images_datamanager import FullImageDatamanager
 from nerfstudio.pipelines.base_pipeline import VanillaPipeline, VanillaPipelineConfig
 from nerfstudio.utils.rich_utils import CONSOLE
 from torch.nn.functional import interpolate
@@ -48,6 +50,7 @@ class Da3SplatPipeline(VanillaPipeline):
     """A VanillaPipeline whose model is filled by `start_from_network` (new runs) or a checkpoint (all others)."""
 
     config: Da3SplatPipelineConfig
+    datamanager: FullImageDatamanager
 
     def __init__(self, config: Da3SplatPipelineConfig, *args, **kwargs):
         self._choose_optimizer(config)
@@ -112,16 +115,17 @@ class Da3SplatPipeline(VanillaPipeline):
         posed = outputs.image_filenames[0].parents[1]
         source = posed if (posed / "transforms.json").is_file() else self.datamanager.get_datapath()
         try:
-            poses = {frame.path.resolve(): frame.world_to_camera for frame in find_frames(source).frames}
+            poses = {Path(str(frame.path)).resolve(): frame.world_to_camera for frame in find_frames(source).frames}
         except ValueError:
             return None
         names = [path.resolve() for path in outputs.image_filenames]
-        known = [(index, poses[name]) for index, name in enumerate(names) if poses.get(name) is not None]
+        found = ((index, poses.get(name)) for index, name in enumerate(names))
+        known = [(index, pose) for index, pose in found if pose is not None]
         if not known:
             return None
         theirs = from_nerfstudio(outputs.cameras[torch.tensor([index for index, _ in known])]).to("cpu", torch.float64)
-        poses = torch.stack([pose for _, pose in known])[None].double()
-        return camera_similarity(theirs, replace(theirs, world_to_camera=poses))
+        stored = torch.stack([pose for _, pose in known])[None].double()
+        return camera_similarity(theirs, replace(theirs, world_to_camera=stored))
 
     def training_views(self) -> tuple[Views, list[int]]:
         """The training pictures, resized for the network and cropped around the centre to one size, with their cameras
@@ -136,7 +140,7 @@ class Da3SplatPipeline(VanillaPipeline):
         for index in chosen:
             image = pictures[index]["image"][..., :3]
             image = (image.float() / 255 if image.dtype == torch.uint8 else image.float()).permute(2, 0, 1).cpu()
-            size = snapped_size(*image.shape[1:], self.config.resolution)
+            size = snapped_size(image.shape[1], image.shape[2], self.config.resolution)
             image = interpolate(image[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
             camera = from_nerfstudio(dataset.cameras[index : index + 1]).to("cpu").resized(*size)
             mask = pictures[index].get("mask")
@@ -148,6 +152,6 @@ class Da3SplatPipeline(VanillaPipeline):
         views = join_views(
             reads,
             points=None if points is None else points.float().cpu(),
-            point_colors=None if points is None else colors.float().cpu() / 255,
+            point_colors=None if points is None or colors is None else colors.float().cpu() / 255,
         )
         return views, chosen

@@ -31,8 +31,18 @@ def render(
     (B,V,H,W). Differentiable in every Gaussian field, the background and `world_to_camera`. `backend` auto takes
     gsplat for CUDA tensors and the CPU rasterizer otherwise. `sh_degree` uses the lower bands only.
     """
-    options = dict(background=background, backend=backend, sh_degree=sh_degree, near=near, far=far, eps2d=eps2d)
-    return render_with_screen(gaussians, cameras, **options, radius_clip=radius_clip, antialiased=antialiased)[0]
+    return render_with_screen(
+        gaussians,
+        cameras,
+        background=background,
+        backend=backend,
+        sh_degree=sh_degree,
+        near=near,
+        far=far,
+        eps2d=eps2d,
+        radius_clip=radius_clip,
+        antialiased=antialiased,
+    )[0]
 
 
 def render_with_screen(

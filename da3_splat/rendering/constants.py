@@ -1,5 +1,7 @@
 """The numbers of gsplat 1.5.3's rasterizer that pictures depend on, in one place."""
 
+from typing import Any
+
 MAX_ALPHA = 0.999  # a single Gaussian never covers more
 MIN_ALPHA = 1 / 255  # contributions below are skipped
 MIN_TRANSMITTANCE = 1e-4  # a pixel is finished before the Gaussian that would take it to or below this
@@ -11,4 +13,4 @@ EXPECTED_DEPTH_FLOOR = 1e-10  # expected depth = sum(w z) / max(alpha, this)
 TILE = 16  # pixels a side; a tile row is one vector of lanes
 PACKED = 12  # columns of a projected Gaussian
 GRADIENTS = 10  # columns of its gradient
-KERNEL = dict(nogil=True, cache=True, fastmath=True, error_model="numpy")  # how Numba compiles them
+KERNEL: dict[str, Any] = dict(nogil=True, cache=True, fastmath=True, error_model="numpy")  # how Numba compiles them

@@ -40,7 +40,7 @@ def link(first: int, second: int, a: Geometry, b: Geometry) -> Link:
     unit = float(a.depth[a.depth > 0].median())
     start, _ = ransac_similarity(points_b, points_a, INLIER * unit, sample=4)
     scale = float(start.scale)
-    markers_a, markers_b = _markers(a.cameras, unit), _markers(b.cameras, unit / max(scale, 1e-12))
+    markers_a, markers_b = _markers(a.known_cameras, unit), _markers(b.known_cameras, unit / max(scale, 1e-12))
     source, target = torch.cat([points_b, markers_b]), torch.cat([points_a, markers_a])
     base = torch.cat(
         [

@@ -83,7 +83,7 @@ def reconstruct_sequence(
     placed = time.perf_counter()
     parts, there = [], []
     for index, (chunk, own, place) in enumerate(zip(chunks, owned, places)):
-        result = work.load(_name(index))
+        result = work.kept(_name(index))
         parts.append(_part(_moved(result.geometry, place), chunk, own))
         there.append(result.available[:, own.start - chunk.start : own.stop - chunk.start])
     geometry, available = Geometry.concatenate(parts), torch.cat(there, dim=1)
@@ -93,7 +93,7 @@ def reconstruct_sequence(
         geometry, agreement = agree(geometry, views, fixed, fusion)
         report |= agreement
     owner = [index for index, own in enumerate(owned) for _ in own]
-    load = lru_cache(maxsize=2)(lambda index: work.load(_name(index)))
+    load = lru_cache(maxsize=2)(lambda index: work.kept(_name(index)))
 
     def gaussians_of_view(view: int) -> Gaussians:
         index = owner[view]
@@ -110,15 +110,15 @@ def reconstruct_sequence(
         "alignment_seconds": placed - seen,
         "lifting_seconds": time.perf_counter() - placed,
     }
-    return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.cameras, report=report)
+    return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.known_cameras, report=report)
 
 
 def relaid(gaussians: Gaussians, before: Geometry, after: Geometry) -> Gaussians:
     """The pixel-aligned Gaussians (1,H*W) of one view moved with its camera, and along its rays with its depth."""
-    motion = after.cameras.camera_to_world[0, 0] @ before.cameras.world_to_camera[0, 0]
+    motion = after.known_cameras.camera_to_world[0, 0] @ before.known_cameras.world_to_camera[0, 0]
     gaussians = transform_gaussians(Similarity.rigid(motion), gaussians)
     ratio = torch.where(before.depth > 0, after.depth / before.depth, 1.0).flatten(1)
-    return scaled_about(gaussians, after.cameras.centers, ratio)
+    return scaled_about(gaussians, after.known_cameras.centers, ratio)
 
 
 def _name(index: int) -> str:
@@ -163,14 +163,14 @@ def _places(
     if views.cameras is not None and bool(known_poses(views.cameras).all()):  # each chunk is in the user's frame
         return [Similarity.rigid(torch.eye(4, dtype=torch.float64))] * len(chunks), {"loops_closed": 0}
     links = []
-    before = work.load(_name(0)).geometry
+    before = work.kept(_name(0)).geometry
     for index in range(len(chunks) - 1):
-        after = work.load(_name(index + 1)).geometry
+        after = work.kept(_name(index + 1)).geometry
         shared = range(chunks[index + 1].start, chunks[index].stop)
         ours, theirs = _part(before, chunks[index], shared), _part(after, chunks[index + 1], shared)
         links.append(link(index, index + 1, ours, theirs))
         before = after
-    report = {"link_error": max((one.error for one in links), default=0.0)}
+    report: dict[str, object] = {"link_error": max((one.error for one in links), default=0.0)}
     loops = []
     if config.loops and len(chunks) > 2:
         joined = torch.zeros(views.images.shape[1], descriptions[0].shape[1])
@@ -207,8 +207,8 @@ def _bridged(
     both = bridge.geometry
     if meeting(both, u - near_u.start, len(near_u) + v - near_v.start) < CONFIRMED:
         return []
-    first = link(i, -1, _part(work.load(_name(i)).geometry, chunks[i], near_u), both.select(slice(0, len(near_u))))
-    second = link(j, -1, _part(work.load(_name(j)).geometry, chunks[j], near_v), both.select(slice(len(near_u), None)))
+    first = link(i, -1, _part(work.kept(_name(i)).geometry, chunks[i], near_u), both.select(slice(0, len(near_u))))
+    second = link(j, -1, _part(work.kept(_name(j)).geometry, chunks[j], near_v), both.select(slice(len(near_u), None)))
     if min(first.inliers, second.inliers) < CONFIRMED:
         return []
     step = compose(first.similarity, second.similarity.inverse())
@@ -219,7 +219,7 @@ def meeting(geometry: Geometry, u: int, v: int) -> float:
     """Share of the points of view u, among those that fall into view v, that v sees at their depth (within a tenth); 0
     where fewer than a tenth of them fall into it."""
     points = geometry.select([u]).points().reshape(1, -1, 3)
-    pixels, z = project(points, geometry.cameras.select([v]))
+    pixels, z = project(points, geometry.known_cameras.select([v]))
     pixels, z = pixels[0, 0], z[0, 0]
     height, width = geometry.depth.shape[-2:]
     inside = (z > 0) & (pixels >= 0).all(dim=-1) & (pixels[:, 0] < width) & (pixels[:, 1] < height)
@@ -239,5 +239,5 @@ def _single(similarity: Similarity) -> Similarity:
 
 def _moved(geometry: Geometry, place: Similarity) -> Geometry:
     place = _single(place)
-    cameras = transform_cameras(place, geometry.cameras)
+    cameras = transform_cameras(place, geometry.known_cameras)
     return replace(geometry, depth=geometry.depth * place.scale, cameras=cameras)

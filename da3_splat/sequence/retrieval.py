@@ -30,4 +30,4 @@ def loop_candidates(descriptions: Tensor, chunks: list[range], most: int) -> lis
             u, v = first.start + best // len(second), second.start + best % len(second)
             found.append((float(alike.flatten()[best]), i, j, u, v))
     found.sort(key=lambda pair: -pair[0])
-    return [tuple(pair[1:]) for pair in found if pair[0] > 0.5][:most]
+    return [(i, j, u, v) for likeness, i, j, u, v in found if likeness > 0.5][:most]

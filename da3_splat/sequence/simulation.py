@@ -49,7 +49,8 @@ class SimulatedBackbone(nn.Module):
     def encode(self, images: Tensor, cameras: Cameras | None = None, reference_view: str | int = 0) -> _Shown:
         index = tuple(self.known[_mark(image)] for image in images[0])
         nothing = images.new_zeros(1, len(index), 0)
-        return _Shown([], nothing, {}, torch.zeros(1, dtype=torch.long), *images.shape[-2:], index=index)
+        height, width = images.shape[-2:]
+        return _Shown([], nothing, {}, torch.zeros(1, dtype=torch.long), height, width, index=index)
 
     def decode(self, features: _Shown) -> Geometry:
         seed = self.seed + 7919 * features.index[0] + features.index[-1]
@@ -58,14 +59,16 @@ class SimulatedBackbone(nn.Module):
         geometry = drifted(truth, self.drift, generator)
         turn = quaternion_to_matrix(torch.randn(1, 4, generator=generator))
         scale = torch.exp(0.5 * torch.randn(1, generator=generator))
-        cameras = transform_cameras(Similarity(scale, turn, torch.randn(1, 3, generator=generator)), geometry.cameras)
+        cameras = transform_cameras(
+            Similarity(scale, turn, torch.randn(1, 3, generator=generator)), geometry.known_cameras
+        )
         depth = geometry.depth * scale
         return replace(geometry, depth=depth, cameras=cameras, confidence=torch.ones_like(depth))
 
 
 def drifted(geometry: Geometry, drift: Drift, generator: torch.Generator) -> Geometry:
     """The geometry (1,S) with every step from a view to the next a little off, depth and steps by a walking scale."""
-    poses = geometry.cameras.camera_to_world[0].double()
+    poses = geometry.known_cameras.camera_to_world[0].double()
     count = len(poses)
     unit = geometry.depth[geometry.depth > 0].median().double()
     steps = drift.scale * torch.randn(count, generator=generator, dtype=torch.float64) + drift.growth
@@ -80,7 +83,7 @@ def drifted(geometry: Geometry, drift: Drift, generator: torch.Generator) -> Geo
         error[:3, :3] = quaternion_to_matrix(half / half.norm())
         step[:3, 3] = scale[view] * step[:3, 3] + shift[view]
         found.append(found[-1] @ step @ error)
-    cameras = replace(geometry.cameras, world_to_camera=torch.linalg.inv(torch.stack(found)).float()[None])
+    cameras = replace(geometry.known_cameras, world_to_camera=torch.linalg.inv(torch.stack(found)).float()[None])
     return replace(geometry, depth=geometry.depth * scale.float()[None, :, None, None], cameras=cameras)
 
 

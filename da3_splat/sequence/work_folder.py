@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -38,6 +39,7 @@ class ChunkResult:
     def gaussians_of_view(self, view: int) -> Gaussians:
         """(1,H*W) of one view; pixels that were not kept have opacity 0."""
         pixels = self.geometry.depth.shape[-2] * self.geometry.depth.shape[-1]
+        assert self.gaussians is not None and self.places is not None, "no view of a bridge is laid"
         low, high = torch.searchsorted(self.places, torch.tensor([view * pixels, (view + 1) * pixels])).tolist()
         index = self.places[low:high] - view * pixels
         values = {}
@@ -69,10 +71,20 @@ class WorkFolder:
         except (SafetensorError, KeyError, ValueError):
             return None  # a disk that filled up, a copy broken off, or another program's: made again
 
+    def kept(self, name: str) -> ChunkResult:
+        """What was there a moment ago; ValueError where somebody has taken it away since."""
+        result = self.load(name)
+        if result is None:
+            raise ValueError(f"{self.path / name}.safetensors: was written, and is gone or broken now")
+        return result
+
     def save(self, name: str, result: ChunkResult) -> None:
         geometry = result.geometry
         values = {key: getattr(geometry, key) for key in _MAPS if getattr(geometry, key) is not None}
-        values |= {"world_to_camera": geometry.cameras.world_to_camera, "intrinsics": geometry.cameras.intrinsics}
+        values |= {
+            "world_to_camera": geometry.known_cameras.world_to_camera,
+            "intrinsics": geometry.known_cameras.intrinsics,
+        }
         values["descriptions"] = result.descriptions
         if result.gaussians is not None:
             values["places"] = result.places

@@ -78,36 +78,35 @@ def make_sampler(config: DataConfig, rank: int = 0, world_size: int = 1) -> Epis
         return SyntheticSampler(shapes, config.seed, rank, world_size)
     if config.path is None:
         raise ValueError(f"path: expected the folder of {config.source}")
-    scenes = _scenes(config)
+    scenes = _scenes(config, config.path)
     if not scenes:
         raise ValueError(f"{config.path}: no scenes of {config.source} to train on")
     select = FarthestSelection() if config.selection == "farthest" else WindowSelection()
     return EpisodeSampler(scenes, shapes, select, config.seed, rank, world_size)
 
 
-def _scenes(config: DataConfig) -> list:
+def _scenes(config: DataConfig, path: Path) -> list:
     if config.source == "dl3dv":
         from da3_splat.data import dl3dv
 
-        scenes, _ = dl3dv.find_scenes(config.path)
+        scenes, _ = dl3dv.find_scenes(path)
         return scenes if config.exclude is None else dl3dv.without(scenes, dl3dv.read_hashes(config.exclude))
     if config.source == "megadepth":
         from da3_splat.data import megadepth
 
-        return megadepth.without_test_landmarks(megadepth.find_scenes(config.path)[0])
-    found = {path.parent for path in config.path.rglob("transforms.json")}
-    models = {path.parent for name in ("cameras.bin", "cameras.txt") for path in config.path.rglob(name)}
+        return megadepth.without_test_landmarks(megadepth.find_scenes(path)[0])
+    found = {file.parent for file in path.rglob("transforms.json")}
+    models = {file.parent for name in ("cameras.bin", "cameras.txt") for file in path.rglob(name)}
     # A capture often brings both: its COLMAP model is the same scene once more.
-    found |= {path for path in models if not found.intersection(path.parents)}
-    return [CaptureScene(path) for path in sorted(found)]
+    found |= {folder for folder in models if not found.intersection(folder.parents)}
+    return [CaptureScene(folder) for folder in sorted(found)]
 
 
 def head_batches(
     sampler: EpisodeSampler | SyntheticSampler, config: DataConfig, merge_after: int
 ) -> Iterator[tuple[Episode, HeadBatch]]:
     """Batches from where the sampler stands; those from position `merge_after` of the run on ask for merging."""
-    synthetic = isinstance(sampler, SyntheticSampler)
-    dataset = SyntheticEpisodes(sampler) if synthetic else EpisodeDataset(sampler)
+    dataset = SyntheticEpisodes(sampler) if isinstance(sampler, SyntheticSampler) else EpisodeDataset(sampler)
     for number, loaded in enumerate(make_loader(dataset, config.workers), start=sampler.used):
         yield loaded.episode, head_batch(loaded, config, merged=number >= merge_after)
 

@@ -41,8 +41,8 @@ def make_fixed_worlds(count: int, views: int, height: int, width: int, seed: int
     ]
     truths = [truth for _, truth in parts]
     cameras = Cameras(
-        world_to_camera=torch.cat([truth.cameras.world_to_camera for truth in truths]),
-        intrinsics=torch.cat([truth.cameras.intrinsics for truth in truths]),
+        world_to_camera=torch.cat([truth.known_cameras.world_to_camera for truth in truths]),
+        intrinsics=torch.cat([truth.known_cameras.intrinsics for truth in truths]),
         height=height,
         width=width,
     )
@@ -90,9 +90,9 @@ class FixedBatches(IterableDataset):
         late = position >= self.labels_from
         depth = (worlds.labels if late and worlds.labels is not None else worlds.measured)[chosen[:, None], order]
         cameras = replace(
-            worlds.truth.cameras,
-            world_to_camera=worlds.truth.cameras.world_to_camera[chosen[:, None], order],
-            intrinsics=worlds.truth.cameras.intrinsics[chosen[:, None], order],
+            worlds.truth.known_cameras,
+            world_to_camera=worlds.truth.known_cameras.world_to_camera[chosen[:, None], order],
+            intrinsics=worlds.truth.known_cameras.intrinsics[chosen[:, None], order],
         )
         gain = 0.7 + 0.6 * torch.rand(count, shape.views, 3, 1, 1, generator=generator)
         images = (worlds.images[chosen[:, None], order] * gain).clamp(0, 1)
@@ -113,14 +113,14 @@ def student_scores(network: DepthAnything3, worlds: FixedWorlds) -> dict[str, fl
         images, truth = worlds.images[start : start + 8].to(device), worlds.truth
         depth = truth.depth[start : start + 8].to(device)
         cameras = replace(
-            truth.cameras,
-            world_to_camera=truth.cameras.world_to_camera[start : start + 8].to(device),
-            intrinsics=truth.cameras.intrinsics[start : start + 8].to(device),
+            truth.known_cameras,
+            world_to_camera=truth.known_cameras.world_to_camera[start : start + 8].to(device),
+            intrinsics=truth.known_cameras.intrinsics[start : start + 8].to(device),
         )
         alone = network(images, reference_view="first", pose_from="rays")
         told = network(images, cameras_for_encoder(cameras), reference_view="first")
         head = network.cameras(network.encode(images, reference_view="first"))
-        for name, said in (("auc30_head", head), ("auc30_rays", alone.cameras)):
+        for name, said in (("auc30_head", head), ("auc30_rays", alone.known_cameras)):
             errors = pose_errors(said, cameras)
             found.setdefault(name, []).append(100 * pose_auc(errors, 30))
         found.setdefault("abs_rel", []).append(absolute_relative_error(alone.depth, depth))

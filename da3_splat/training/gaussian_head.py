@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from da3_splat.backbone.network import DepthAnything3
 from da3_splat.fusion.merging import merge_pixels
 from da3_splat.geometry.frames import baseline_scale, cameras_for_encoder
 from da3_splat.losses import fit_colors, scale_shift_invariant_depth_loss, static_pixels
@@ -104,7 +105,7 @@ class HeadObjective(nn.Module):
                 features = features.select(list(range(views)))
                 geometry = network.decode(features)
             else:
-                context_cameras, target_cameras = batch.context.cameras, batch.target.cameras
+                context_cameras, target_cameras = batch.context.known_cameras, batch.target.known_cameras
                 with exact(batch.context.images):
                     given = cameras_for_encoder(context_cameras)
                 features = network.encode(batch.context.images, given)
@@ -130,13 +131,16 @@ class HeadObjective(nn.Module):
             targets = nn.functional.interpolate(targets.flatten(0, 1), size, mode="bilinear", antialias=True)
             targets = targets.unflatten(0, shape)
         images = torch.cat([batch.context.images, targets], dim=1)
-        features = self.model.network.encode(images, reference_view="first", queries=targets.shape[1])
-        return features, self.model.network.cameras(features)
+        network = self.model.network
+        if not isinstance(network, DepthAnything3):
+            raise ValueError(f"pose-free training: expected a Depth Anything 3 network, got {type(network).__name__}")
+        features = network.encode(images, reference_view="first", queries=targets.shape[1])
+        return features, network.cameras(features)
 
     def _scaled(self, geometry: Geometry, batch: HeadBatch) -> Geometry:
         """Depth in the units of the given cameras: by the true depth, else by the distances between the cameras."""
         if batch.depth is None:
-            scale = baseline_scale(geometry.cameras, batch.context.cameras)
+            scale = baseline_scale(geometry.known_cameras, batch.context.known_cameras)
             return replace(geometry, depth=geometry.depth * scale.nan_to_num(1.0)[:, None, None, None])
         return replace(geometry, depth=_scaled_to(geometry.depth, batch.depth))
 
@@ -166,7 +170,7 @@ class HeadObjective(nn.Module):
 
     def _depth_loss(self, clouds: list[Gaussians], batch: HeadBatch, geometry: Geometry) -> Tensor:
         view = [batch.supervised_context]
-        cameras = geometry.cameras.select(view)
+        cameras = geometry.known_cameras.select(view)
         if batch.merged:
             depth = torch.cat([render(cloud, cameras.item(item)).depth[:, 0] for item, cloud in enumerate(clouds)])
         else:

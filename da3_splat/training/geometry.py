@@ -23,7 +23,7 @@ from da3_splat.types import Cameras, Geometry
 
 def normalise_truth(truth: Geometry) -> Geometry:
     """`truth` (B,S) in the frame of its first camera, divided by the mean norm of its valid points (section 3.3)."""
-    cameras = relative_to_first(truth.cameras)
+    cameras = relative_to_first(truth.known_cameras)
     points = unproject(truth.depth, cameras)
     valid = truth.depth > 0
     scale = (points.norm(dim=-1) * valid).sum(dim=(1, 2, 3)) / valid.sum(dim=(1, 2, 3)).clamp_min(1)
@@ -71,19 +71,20 @@ class PatchObjective(nn.Module):
         width = 2 * network.backbone.dim
         self.patches = nn.ModuleList(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 7)) for _ in range(3))
         across = [block for index, block in enumerate(network.backbone.blocks) if network.backbone.looks_across(index)]
-        self.told = across[:2]
+        attentions = [block.get_submodule("attn") for block in across[:2]]
+        self.told = [attention for attention in attentions if isinstance(attention, Attention)]
 
     def forward(self, batch: GeometryBatch) -> tuple[Tensor, dict[str, float]]:
         """Loss to differentiate, its parts as numbers, and AUC30 of the cameras (0 to 100) where they are not given."""
         truth, cameras = _targets(batch)
         with ExitStack() as stack:
-            looks = [stack.enter_context(attention_scores(block.attn, head=0)) for block in self.told]
+            looks = [stack.enter_context(attention_scores(attention, head=0)) for attention in self.told]
             features = self.network.encode(batch.images, cameras, reference_view="first")
         encoding = self.network.camera_encoding(features)
         with exact(batch.images):
             said = torch.stack([layer(tap.float()) for layer, tap in zip(self.patches, features.taps[-3:])])
             parts = {
-                "camera": camera_loss(encoding, truth.cameras),
+                "camera": camera_loss(encoding, truth.known_cameras),
                 **self._parts(said, truth),
                 "matching": 0.2 * matching_loss([look[0] for look in looks], truth),
             }
@@ -92,9 +93,9 @@ class PatchObjective(nn.Module):
 
     def _parts(self, said: Tensor, truth: Geometry) -> dict[str, Tensor]:
         """Ray and depth losses of what the linear layers say (3,B,S,P,7), their mean."""
-        rows, columns = truth.cameras.height // PATCH, truth.cameras.width // PATCH
+        rows, columns = truth.known_cameras.height // PATCH, truth.known_cameras.width // PATCH
         directions, origins, log_depth = said.unflatten(3, (rows, columns)).split([3, 3, 1], dim=-1)
-        rays = rays_from_cameras(truth.cameras, rows, columns)
+        rays = rays_from_cameras(truth.known_cameras, rows, columns)
         # The farthest pixel of a patch: sky has depth 0, and a mean over an edge is nobody's depth.
         depth = max_pool2d(truth.depth, PATCH)
         valid = (depth > 0).expand_as(log_depth[..., 0])
@@ -128,14 +129,14 @@ def matching_loss(scores: list[Tensor], truth: Geometry) -> Tensor:
     `scores` are (B,N,N) over all tokens of all views, a class token before the patches of each. Patches whose centre
     the other view does not see do not count; worlds count alike, so that ranks may share a batch.
     """
-    rows, columns = truth.cameras.height // PATCH, truth.cameras.width // PATCH
+    rows, columns = truth.known_cameras.height // PATCH, truth.known_cameras.width // PATCH
     patches, views = rows * columns, truth.depth.shape[1]
-    rays = rays_from_cameras(truth.cameras, rows, columns)
+    rays = rays_from_cameras(truth.known_cameras, rows, columns)
     depth = truth.depth[..., PATCH // 2 :: PATCH, PATCH // 2 :: PATCH]
     points = (rays.origins + depth[..., None] * rays.directions).flatten(2, 3)  # (B,S,P,3)
     total, count = points.new_zeros(len(points)), points.new_zeros(len(points))
     for source, target in [(view, 0) for view in range(1, views)] + [(0, 1)]:
-        pixels, z = project(points[:, source], truth.cameras.select([target]))
+        pixels, z = project(points[:, source], truth.known_cameras.select([target]))
         x, y = (pixels[:, 0] / PATCH).floor().long().unbind(-1)  # (B,P)
         inside = (x >= 0) & (x < columns) & (y >= 0) & (y < rows) & (z[:, 0] > 0)
         index = (y * columns + x).clamp(0, patches - 1)
@@ -154,7 +155,7 @@ def _targets(batch: GeometryBatch) -> tuple[Geometry, Cameras | None]:
     """The truth in the network's frame and scale, and the cameras that are given to it."""
     with exact(batch.images):
         truth = normalise_truth(batch.truth)
-        return truth, cameras_for_encoder(truth.cameras) if batch.give_cameras else None
+        return truth, cameras_for_encoder(truth.known_cameras) if batch.give_cameras else None
 
 
 def exact(like: Tensor) -> torch.autocast:
@@ -180,5 +181,5 @@ def _numbers(parts: dict[str, Tensor], cameras: Cameras, truth: Geometry, given:
     numbers = {name: float(value.detach()) for name, value in parts.items()}
     if given:
         return numbers  # poses that are told are no achievement
-    errors = pose_errors(cameras, truth.cameras)
+    errors = pose_errors(cameras, truth.known_cameras)
     return {**numbers, "auc30": 100 * float(pose_auc(errors, 30).mean())}

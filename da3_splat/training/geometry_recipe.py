@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from da3_splat.backbone import DepthAnything3, create_backbone, load_checkpoint
+from da3_splat.backbone import DepthAnything3, create_single, load_checkpoint
 from da3_splat.backbone.checkpoints import load_dinov2, read_safetensors, resolve
 from da3_splat.data.geometry_mixture import LabelUse, MixedBatches, SourceConfig
 from da3_splat.data.synthetic_batches import StepSampler, SyntheticBatches, WorldsConfig
@@ -53,7 +53,7 @@ class GeometryRecipe:
 
 def build_network(recipe: GeometryRecipe, start: str | None = None) -> DepthAnything3:
     """The network of a recipe with the weights it starts from (`start` instead of the recipe's, where given)."""
-    network = create_backbone(recipe.preset)
+    network = create_single(recipe.preset)
     start = start or recipe.start
     if start is None:
         smooth_positions(network)
@@ -93,7 +93,7 @@ def build_objective(recipe: GeometryRecipe, network: DepthAnything3) -> nn.Modul
     if recipe.objective == "mono":
         if recipe.teacher is None:
             raise ValueError("teacher: expected the weights of a teacher for the objective mono")
-        teacher = create_backbone(recipe.teacher_preset)
+        teacher = create_single(recipe.teacher_preset)
         load_checkpoint(teacher, recipe.teacher)
         return MonoObjective(network, teacher)
     kinds = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from da3_splat.backbone.checkpoints import load_checkpoint, resolve
+from da3_splat.backbone.network import DepthAnything3
 from da3_splat.model import Da3Splat, create_model, load_model
 from da3_splat.perceptual import perceptual_distance, why_unavailable
 from da3_splat.training.episodes import DataConfig
@@ -48,15 +49,18 @@ def build_model(recipe: HeadRecipe) -> Da3Splat:
         model = load_model(recipe.model)
     else:
         model = create_model(recipe.preset, sh_degree=recipe.sh_degree)
-        load_checkpoint(model.network, resolve(recipe.model))
+        load_checkpoint(model.get_submodule("network"), resolve(recipe.model))
     if not any(True for _ in model.gs_head.parameters()):
         raise ValueError(f"{recipe.model}: has no trained head; name its size with preset: to start one")
     model.train()
-    model.network.requires_grad_(recipe.optimization.backbone_rate > 0)
+    network = model.get_submodule("network")
+    network.requires_grad_(recipe.optimization.backbone_rate > 0)
     if recipe.optimization.backbone_rate == 0:
-        model.network.eval()
+        network.eval()
+    elif isinstance(network, DepthAnything3):
+        network.backbone.checkpointing = recipe.checkpointing
     else:
-        model.network.backbone.checkpointing = recipe.checkpointing
+        raise ValueError(f"backbone_rate: expected 0, the network of {recipe.model} is not trained with its head")
     return model
 
 

@@ -10,7 +10,7 @@ Every file is written beside its place and renamed, so a job that is killed goes
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def _label_frame(
     except UNREADABLE as error:
         return FrameQuality(name, f"cannot be read: {error}"), None
     height, width = views.images.shape[-2:]
-    measured = nearest(measured, item.frame, views.cameras.intrinsics[0, 0], height, width)
+    measured = nearest(measured, item.frame, views.known_cameras.intrinsics[0, 0], height, width)
     depth, sky = (maps.float().cpu() for maps in teacher(views.images[0]))
     depth = torch.where(sky >= SKY_THRESHOLD, 0, depth)
     fit = align_to_measured(depth, measured[None], config)
@@ -145,18 +145,19 @@ def summary(scenes: dict[str, list[FrameQuality]], broken: dict[str, str]) -> di
     frames = [frame for found in scenes.values() for frame in found]
     accepted = [frame for frame in frames if frame.reason is None]
 
-    def median(values: Sequence[float]) -> float | None:
-        return float(np.median(values)) if values else None
+    def median(values: Iterable[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return float(np.median(known)) if known else None
 
     return {
         "scenes": len(scenes),
         "frames": len(frames),
         "accepted_frames": len(accepted),
         "accepted_share": len(accepted) / max(1, len(frames)),
-        "median_inlier_share": median([frame.inlier_share for frame in accepted]),
-        "median_agreeing_share": median([frame.agreeing_share for frame in accepted]),
-        "median_relative_residual": median([frame.residual for frame in accepted]),
-        "median_measured_share": median([frame.measured_share for frame in accepted]),
+        "median_inlier_share": median(frame.inlier_share for frame in accepted),
+        "median_agreeing_share": median(frame.agreeing_share for frame in accepted),
+        "median_relative_residual": median(frame.residual for frame in accepted),
+        "median_measured_share": median(frame.measured_share for frame in accepted),
         "rejected": {
             f"{scene}/{frame.frame}": frame.reason for scene, found in scenes.items() for frame in found if frame.reason
         },

@@ -11,11 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -55,13 +55,14 @@ def launch(precision: str = "32-true", strategy: Literal["ddp", "fsdp"] = "ddp")
     among all of them (fsdp, PyTorch's second).
     """
     ranks, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    chosen = "auto"
+    chosen: str | Strategy = "auto"
     if ranks > 1 and strategy == "ddp":
         # Some batches leave parts idle: the camera encoder learns only where cameras are given.
         chosen = DDPStrategy(find_unused_parameters=True)
     elif ranks > 1:
         chosen = ModelParallelStrategy(_share_out, data_parallel_size=ranks, tensor_parallel_size=1)
-    fabric = Fabric(devices=local, num_nodes=max(1, ranks // local), strategy=chosen, precision=precision)
+    named: Any = precision  # Fabric checks it; the type that lists the names is private
+    fabric = Fabric(devices=local, num_nodes=max(1, ranks // local), strategy=chosen, precision=named)
     fabric.launch()
     return fabric
 
@@ -71,7 +72,8 @@ def _share_out(module: nn.Module, mesh) -> nn.Module:
     mesh = mesh["data_parallel"]
     for part in [part for part in module.modules() if isinstance(part, Block)]:
         fully_shard(part, mesh=mesh)
-    return fully_shard(module, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return module
 
 
 def rate_factor(step: int, config: OptimizationConfig) -> float:
@@ -116,7 +118,7 @@ class TrainingState:
             for rate in dict.fromkeys(named.values())
         ]
         optimizer = torch.optim.AdamW(parameters, weight_decay=config.weight_decay, betas=(0.9, 0.98))
-        self.optimizer = fabric.setup_optimizers(optimizer)
+        self.optimizer: Any = fabric.setup_optimizers(optimizer)  # its own wrapper
         self.average = {name: p.detach().clone() for name, p in self.learned.items()}
         self.step = self.skipped = 0
 
@@ -146,7 +148,7 @@ class TrainingState:
         decay = min(self.config.average_decay, (self.step + 1) / (self.step + 10))
         with torch.no_grad():
             shares = [[_own(p) for p in held.values()] for held in (self.average, self.learned)]
-            torch._foreach_lerp_(*shares, 1 - decay)
+            torch._foreach_lerp_(shares[0], shares[1], 1 - decay)
         self.step += 1
         return {name: sum(values) / len(values) for name, values in seen.items()}
 
@@ -159,7 +161,9 @@ class TrainingState:
 
         All ranks must call; only rank 0 gets the tensors, so that a node does not hold eight copies of them.
         """
-        randomness = self.fabric.all_gather(torch.get_rng_state()).reshape(self.fabric.world_size, -1).cpu()
+        gathered = self.fabric.all_gather(torch.get_rng_state())
+        assert isinstance(gathered, Tensor), "a tensor is gathered as one"
+        randomness = gathered.reshape(self.fabric.world_size, -1).cpu()
         keep = self.fabric.global_rank == 0
         optimizer = self.optimizer.state_dict()
         return {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from da3_splat.backbone import create_backbone
+from da3_splat.backbone import create_single
 from da3_splat.backbone.vision_transformer import PATCH
 
 STATE_BYTES = 20  # of a parameter: float32 value, gradient, two moments of AdamW, average
@@ -38,9 +38,13 @@ def dry_run(preset: str, count: int, views: int, height: int, width: int, checkp
     Attention counts as a fused kernel that keeps no scores.
     """
     with torch.device("meta"):
-        network = create_backbone(preset).to(torch.bfloat16).train()
+        network = create_single(preset).to(torch.bfloat16).train()
         images = torch.empty(count, views, 3, height, width, dtype=torch.bfloat16)
-    parts = {"transformer": network.backbone, "dense heads": network.head, "camera head": network.cam_dec}
+    parts: dict[str, torch.nn.Module | None] = {
+        "transformer": network.backbone,
+        "dense heads": network.head,
+        "camera head": network.cam_dec,
+    }
     parts["camera encoder"] = network.cam_enc
     parameters = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
     network.backbone.checkpointing = checkpointing
@@ -73,7 +77,8 @@ class _Books(torch.autograd.graph.saved_tensors_hooks):
     tokens are left out."""
 
     def __init__(self, module: torch.nn.Module, lengths: tuple[int, ...]):
-        self.bytes, self.seen, self.lengths = 0, {}, lengths
+        self.bytes, self.lengths = 0, lengths
+        self.seen: dict = {}
         self.parameters = {p.untyped_storage()._cdata for p in module.parameters()}
         super().__init__(self._pack, lambda tensor: tensor)
 
@@ -146,7 +151,7 @@ def cost(
     communication = passes * 4 * parameters * others / (machine.bandwidth_gb * 1e9)
     rest = parameters - run.parameters["transformer"]
     # A shard, and for a moment the whole block and all that is in no block, as values and gradients.
-    state = STATE_BYTES * parameters
+    state: float = STATE_BYTES * parameters
     if sharded:
         state = state / gpus + 8 * (rest + run.block_parameters)
     elif gpus > 1:
@@ -155,7 +160,7 @@ def cost(
     memory = (state + activations) / GIB + machine.spare_gib
     loading = accumulate * pictures / (machine.pictures_per_core * machine.cores_per_gpu)
     times = {"computing": compute, "communication": communication, "loading pictures": loading}
-    bottleneck = max(times, key=times.get)
+    bottleneck = max(times, key=lambda name: times[name])
     return Cost(
         gpus, strategy, accumulate, memory, memory <= machine.memory_gib, compute, communication, loading,
         times[bottleneck] * steps / 3600, bottleneck,

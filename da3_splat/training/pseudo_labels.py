@@ -139,7 +139,7 @@ def _judged(x, y, valid, inliers, threshold, scale, shift, teacher: Tensor, conf
     close = torch.maximum(config.agreement * spread, 0.02 * middle)
     agreeing = (valid & (distance <= close[:, None])).sum(dim=1) / count.clamp_min(1)
     residual = _median(distance, inliers) / middle.clamp_min(1e-12)
-    reasons = []
+    reasons: list[str | None] = []
     for pixels, share, slope in zip(count.tolist(), agreeing.tolist(), scale.tolist()):
         if pixels < config.fewest_pixels:
             reasons.append(f"{pixels} pixels with measured depth, expected at least {config.fewest_pixels}")

@@ -34,7 +34,7 @@ class TeacherObjective(nn.Module):
             objects = None
             if batch.objects is not None and "objects" in maps:
                 objects = (maps["objects"], batch.objects.flatten(0, 1))
-            parts = teacher_loss(maps["depth"], truth.depth.flatten(0, 1), single(truth.cameras), sky, objects)
+            parts = teacher_loss(maps["depth"], truth.depth.flatten(0, 1), single(truth.known_cameras), sky, objects)
             return _summed(parts | {"anchor": anchor(maps["depth"])})
 
 
@@ -79,7 +79,7 @@ class MetricObjective(nn.Module):
         maps = predict_maps(self.network, batch.images)
         with exact(batch.images):
             truth = batch.truth
-            target = canonical_depth(truth.depth, truth.cameras).flatten(0, 1)
+            target = canonical_depth(truth.depth, truth.known_cameras).flatten(0, 1)
             sky = None if truth.sky is None else (maps["sky"], truth.sky.flatten(0, 1) > 0.5)
             return _summed(metric_loss(maps["depth"], target, sky))
 

@@ -30,7 +30,7 @@ class Content:
 
     def middle_of_cameras(self) -> torch.Tensor | None:
         """The mean position (3) of the cameras, from where colours are taken; None without cameras."""
-        return None if self.views is None else self.views.cameras.centers[0].mean(dim=0)
+        return None if self.views is None else self.views.known_cameras.centers[0].mean(dim=0)
 
 
 def content_of(scene: Scene, views: Views) -> Content:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from da3_splat.geometry.paths import fly_through
 from da3_splat.io.images import color_of_depth
 from da3_splat.metrics import psnr
 from da3_splat.rendering import render
-from da3_splat.types import Cameras
+from da3_splat.types import Cameras, Gaussians, Views
 from da3_splat.viewer.drawing import picture_of, point_on_ray, pose_of, vertical_view
 
 if TYPE_CHECKING:
@@ -28,9 +29,8 @@ class CameraPanel:
     """Choose a camera, by name or by a click on it: the browser goes there, and its photo stands beside our rendering
     of the same view, with depth below and PSNR."""
 
-    def __init__(self, viewer: SceneViewer):
-        self.viewer, self.content = viewer, viewer.content
-        views = self.content.views
+    def __init__(self, viewer: SceneViewer, views: Views):
+        self.viewer, self.content, self.views = viewer, viewer.content, views
         count = views.images.shape[1]
         self.names = [f"{view}: {name}" for view, name in enumerate(views.names or ["view"] * count)]
         gui = viewer.server.gui
@@ -44,34 +44,34 @@ class CameraPanel:
         self.choice.on_update(lambda event: self._compare(self._view()))
         self.button.on_click(lambda event: self._go(event.client, self._view()))
         for view, frustum in enumerate(viewer.frustums):
-            frustum.on_click(lambda event, view=view: self._clicked(event.client, view))
+            frustum.on_click(partial(self._clicked, view))
 
     def _view(self) -> int:
         return self.names.index(self.choice.value)
 
-    def _clicked(self, client: viser.ClientHandle, view: int) -> None:
-        self.choice.value = self.names[view]
-        self._go(client, view)
+    def _clicked(self, view: int, event: viser.SceneNodePointerEvent) -> None:
+        self.choice.value = self.names[view]  # type: ignore[misc]  # viser's setter stands apart from its property
+        self._go(event.client, view)
 
-    def _go(self, client: viser.ClientHandle, view: int) -> None:
+    def _go(self, client: viser.ClientHandle | None, view: int) -> None:
         # A frustum that one stands in would hide the view behind its photo.
         for index, frustum in enumerate(self.viewer.frustums):
             frustum.visible = index != view
-        place(client, self.content.views.cameras, view)
+        place(client, self.views.known_cameras, view)
 
     def _compare(self, view: int) -> None:
         self.compared.image, depth = self._comparison(view)
-        if self.depth is not None:
+        if self.depth is not None and depth is not None:
             self.depth.image = depth
 
     @torch.no_grad()
     def _comparison(self, view: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Photo and rendering side by side (the photo alone where there are no Gaussians), and, where the network's
         depth is known, that and the rendered one, in the same colours. Says the PSNR."""
-        given, gaussians, geometry = self.content.views.images[:, view], self.content.gaussians, self.content.geometry
+        given, gaussians, geometry = self.views.images[:, view], self.content.gaussians, self.content.geometry
         if gaussians is None:
             return picture_of(given[0]), None
-        seen = render(gaussians, self.content.views.cameras.select([view]))
+        seen = render(gaussians, self.views.known_cameras.select([view]))
         rendered = seen.color[:, 0].clamp(0, 1)
         self.score.content = f"PSNR of this view: **{float(psnr(rendered, given)[0]):.1f} dB**"
         pictures = picture_of(torch.cat([given[0], rendered[0]], dim=2))
@@ -85,8 +85,8 @@ class CameraPanel:
 class FlightPanel:
     """Fly past all cameras in the browser, or have the same flight rendered by our backend as a video."""
 
-    def __init__(self, viewer: SceneViewer):
-        self.viewer, self.cameras = viewer, viewer.content.views.cameras
+    def __init__(self, viewer: SceneViewer, cameras: Cameras, gaussians: Gaussians):
+        self.cameras, self.gaussians = cameras, gaussians
         self.flying, self.rendering = threading.Event(), threading.Lock()
         gui = viewer.server.gui
         with gui.add_folder("Flight"):
@@ -97,7 +97,7 @@ class FlightPanel:
         self.fly.on_click(lambda event: self._fly(event.client))
         self.save.on_click(lambda event: self._save(event.client))
 
-    def _fly(self, client: viser.ClientHandle) -> None:
+    def _fly(self, client: viser.ClientHandle | None) -> None:
         if self.flying.is_set():
             self.flying.clear()
             return
@@ -109,14 +109,14 @@ class FlightPanel:
             time.sleep(1 / FRAMES_PER_SECOND)
         self.flying.clear()
 
-    def _save(self, client: viser.ClientHandle) -> None:
-        if not self.rendering.acquire(blocking=False):
-            return  # one at a time
+    def _save(self, client: viser.ClientHandle | None) -> None:
+        if client is None or not self.rendering.acquire(blocking=False):
+            return  # nobody to send it to, or one at a time
         try:
             count = self.seconds.value * FRAMES_PER_SECOND
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "flight.mp4"
-                write_flight(self.viewer.content.gaussians, self.cameras, path, self._progress, count)
+                write_flight(self.gaussians, self.cameras, path, self._progress, count)
                 client.send_file_download("flight.mp4", path.read_bytes())
             self.state.content = "flight.mp4 is offered for download"
         finally:
@@ -132,8 +132,8 @@ class FlightPanel:
 class RulerPanel:
     """The distance between two points that are clicked on, in units of the scene, or metres where those are known."""
 
-    def __init__(self, viewer: SceneViewer):
-        self.viewer, self.server, self.content = viewer, viewer.server, viewer.content
+    def __init__(self, viewer: SceneViewer, gaussians: Gaussians):
+        self.server, self.content, self.gaussians = viewer.server, viewer.content, gaussians
         self.ends: list[np.ndarray] = []
         with self.server.gui.add_folder("Ruler"):
             self.switch = self.server.gui.add_checkbox("Measure by clicking", False)
@@ -157,7 +157,7 @@ class RulerPanel:
     def _clicked(self, event: viser.SceneClickEvent) -> None:
         if len(self.ends) == 2:
             self._clear()
-        found = point_on_ray(self.content.gaussians, np.array(event.ray_origin), np.array(event.ray_direction))
+        found = point_on_ray(self.gaussians, np.array(event.ray_origin), np.array(event.ray_direction))
         if found is None:
             self.result.content = "nothing there; click on something solid"
             return
@@ -175,8 +175,10 @@ class RulerPanel:
             self.result.content = f"**{distance:.4g} {self.content.unit}**"
 
 
-def place(client: viser.ClientHandle, cameras: Cameras, view: int) -> None:
-    """Put a browser's camera where one of the cameras (1,V) is, with its vertical field of view."""
+def place(client: viser.ClientHandle | None, cameras: Cameras, view: int) -> None:
+    """Put a browser's camera where one of the cameras (1,V) is, with its vertical field of view; nobody's nowhere."""
+    if client is None:
+        return
     wxyz, position = pose_of(cameras, view)
     with client.atomic():
         client.camera.wxyz, client.camera.position = wxyz, position

@@ -102,17 +102,17 @@ class SceneViewer:
         if content.gaussians is not None:
             self.show_gaussians(content.gaussians, content.middle_of_cameras())
         if views is not None:
-            self.show_views(views.cameras, views)
-        else:
+            self.show_views(views.known_cameras, views)
+        elif content.gaussians is not None:
             self._look_at_gaussians(content.gaussians)
         self.status.content = self._statistics()
         self._add_switches()
         if views is not None:
-            CameraPanel(self)
+            CameraPanel(self, views)
         if content.gaussians is not None:
             if views is not None:
-                FlightPanel(self)
-            RulerPanel(self)
+                FlightPanel(self, views.known_cameras, content.gaussians)
+            RulerPanel(self, content.gaussians)
 
     def _statistics(self) -> str:
         lines, gaussians, views = [], self.content.gaussians, self.content.views
@@ -156,7 +156,8 @@ class SceneViewer:
         gui = self.server.gui
         switch = gui.add_checkbox("Point cloud", visible)
         share = gui.add_slider("Most confident %" if ordered else "Points %", 1, 100, 1, 50 if ordered else 100)
-        size = 0.002 * self._distance(self.content.views.cameras)
+        assert self.content.views is not None, "points come with the views that see them"
+        size = 0.002 * self._distance(self.content.views.known_cameras)
 
         def draw() -> None:
             count = max(1, round(len(points) * share.value / 100))

@@ -51,7 +51,7 @@ def _listing(folder: Path) -> list[Picture]:
     for frame in frames:
         if not frame.path.is_file() or frame.path.stem.endswith(turned or ("\0",)):
             continue
-        depth = folder / "ground_truth_depth" / frame.path.relative_to(folder / "images")
+        depth = folder / "ground_truth_depth" / Path(str(frame.path)).relative_to(folder / "images")
         pictures.append(Picture(replace(frame, lens=None), partial(_depth, depth, frame) if depth.is_file() else None))
     return pictures
 

@@ -39,5 +39,5 @@ def _listing(model: Path, images: Path) -> list[Picture]:
 
     frames, _, _ = read_colmap(model, images)
     if images.name == "images":  # pictures of the DSLR lie beside them
-        frames = [frame for frame in frames if "iphone" in frame.path.relative_to(images).as_posix()]
+        frames = [frame for frame in frames if "iphone" in Path(str(frame.path)).relative_to(images).as_posix()]
     return [Picture(frame) for frame in frames if frame.path.is_file()][::EVERY]

@@ -6,6 +6,8 @@ says whose they are. Rules of reconstruction are those of the DA3 benchmark (its
 
 from __future__ import annotations
 
+from typing import Literal
+
 from da3_splat.data.benchmarks import (
     diode,
     dtu,
@@ -28,7 +30,7 @@ SCANNED = ReconstructionRules(threshold=0.05, voxel=0.02, truncation=0.15, thinn
 MILLIMETRES = ReconstructionRules(threshold=1.0, voxel=0.2, truncation=1.0, thinned=0.2, cap=20.0, fusion="points")
 
 
-def rules_at(threshold: float, fusion: str = "tsdf") -> ReconstructionRules:
+def rules_at(threshold: float, fusion: Literal["tsdf", "points"] = "tsdf") -> ReconstructionRules:
     """The indoor rules with all lengths in proportion to another threshold, for scenes of any scale."""
     if threshold <= 0:
         raise ValueError(f"threshold: expected a distance above 0, got {threshold}")

@@ -1,6 +1,7 @@
 """The command line, in process: results on disk, one line and exit code 2 for what a user gets wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -98,7 +99,52 @@ def test_a_device_that_is_not_there(tmp_path, capsys):
         pytest.skip("there is one here")
     capture = small_capture(tmp_path / "capture", views=2)
     code, _, err = run(capsys, "reconstruct", capture, "--output", tmp_path / "o", "--device", "cuda")
-    assert code == 2 and "no CUDA device" in err
+    assert code == 2 and "--device cuda: torch finds no CUDA device here" in err
+
+
+def test_a_gpu_that_is_too_small(tmp_path, capsys, monkeypatch):
+    import torch
+
+    def too_much(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr("da3_splat.model.load_model", too_much)
+    capture = small_capture(tmp_path / "capture", views=2)
+    code, _, err = run(capsys, "reconstruct", capture, "--output", tmp_path / "o", "--resolution", 84)
+    assert code == 2 and "the GPU ran out of memory; use fewer views (--max-views) or a lower --resolution" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--overlap", 2], "--overlap: only with --chunk"),
+        (["--chunk", 4, "--overlap", 4], "--chunk, --overlap: expected 1 <= overlap < chunk, got 4 and 4"),
+        (["--chunk", 3, "--overlap", 1, "--rays", "predicted"], "--rays predicted: not by chunks"),
+        (["--max-memory", "much"], "--max-memory: expected a size such as 8GB or 512MB, got 'much'"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message, tmp_path, capsys):
+    capture = small_capture(tmp_path / "capture", views=5)
+    code, _, err = run(capsys, "reconstruct", capture, "--output", tmp_path / "o", "--resolution", 84, *options)
+    assert code == 2 and message in err.splitlines()[-1]
+
+
+def test_ctrl_c_and_what_is_our_fault(tmp_path, capsys, monkeypatch):
+    """130 and a line; a mistake of ours keeps its traceback (Python then leaves with 1)."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    def broken(*_):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("da3_splat.demo.run_demo", stopped)
+    code, out, err = run(capsys, "demo", "--output", tmp_path)
+    assert code == 130 and err.strip() == "da3-splat: interrupted" and not out
+    monkeypatch.setattr("da3_splat.demo.run_demo", broken)
+    with pytest.raises(RuntimeError, match="ours"):
+        main(["demo", "--output", str(tmp_path)])
 
 
 def test_demo(tmp_path, capsys):
@@ -174,14 +220,62 @@ def test_info_and_help(capsys):
     assert "da3-splat reconstruct photos/ --output scene/" in out
 
 
-def test_help_imports_nothing_heavy():
+@pytest.mark.parametrize("command", [[], ["reconstruct"], ["evaluate", "novel-views"]], ids=" ".join)
+def test_help_imports_nothing_heavy(command):
+    heavy = [
+        "torch",
+        "numpy",
+        "scipy",
+        "PIL",
+        "cv2",
+        "av",
+        "numba",
+        "timm",
+        "pycolmap",
+        "gsplat",
+        "viser",
+        "nerfstudio",
+        "trimesh",
+        "h5py",
+    ]
     code = (
         "import sys\nfrom da3_splat.cli import main\n"
-        "try: main(['reconstruct', '--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('torch', 'numba', 'timm', 'pycolmap', 'nerfstudio') if m in sys.modules], file=sys.stderr)"
+        f"try: main([*{command}, '--help'])\nexcept SystemExit: pass\n"
+        f"print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "usage: da3-splat" in result.stdout
     assert result.stderr.strip().splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    "typed, offered",
+    [
+        (["da3-splat", "rec"], {"reconstruct"}),
+        (["da3-splat", "evaluate", "n"], {"novel-views"}),
+        (["da3-splat", "reconstruct", "--poses", ""], {"auto", "da3", "colmap", "given"}),
+        (["da3-splat", "reconstruct", "--max-v"], {"--max-views"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bash_completes(typed, offered, tmp_path, capsys):
+    """The script as the quick start has it written, sourced by bash."""
+    script = tmp_path / "completion"
+    assert run(capsys, "--tyro-write-completion", "bash", script)[0] == 0
+    words = " ".join(f"'{word}'" for word in typed)
+    asked = f"COMP_WORDS=({words}); COMP_CWORD={len(typed) - 1}; _tyro_da3_splat; printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    done = subprocess.run(["bash", "-c", f"source {script} && {asked}"], capture_output=True, text=True)
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+def test_zsh_reads_its_completion(tmp_path, capsys):
+    script = tmp_path / "_da3-splat"
+    assert run(capsys, "--tyro-write-completion", "zsh", script)[0] == 0
+    text = script.read_text()
+    assert text.startswith("#compdef da3-splat\n") and "reconstruct" in text and "--max-views" in text
+    if shutil.which("zsh") is None:
+        pytest.skip("zsh is not installed; it reads what was written")
+    assert subprocess.run(["zsh", "-n", script]).returncode == 0
 
 
 @pytest.mark.slow

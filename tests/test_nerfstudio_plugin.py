@@ -28,7 +28,24 @@ from nerfstudio_runs import capture_folder, checkpoint_of, config_for, evaluate,
 from da3_splat import render  # noqa: E402
 from da3_splat.nerfstudio_plugin.cameras import from_nerfstudio  # noqa: E402
 from da3_splat.nerfstudio_plugin.config import da3_splat_method  # noqa: E402
+from da3_splat.nerfstudio_plugin.model import LazyLpips  # noqa: E402
 from da3_splat.refinement import trust_of  # noqa: E402
+
+
+def test_lpips_without_a_network(monkeypatch):
+    """NaN and one line, however often it is asked; its weights are not asked for again."""
+    said, asked = [], []
+
+    def offline(**_):
+        asked.append(1)
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchmetrics.image.lpip.LearnedPerceptualImagePatchSimilarity", offline)
+    monkeypatch.setattr("da3_splat.nerfstudio_plugin.model.CONSOLE.log", said.append)
+    metric = LazyLpips(normalize=True)
+    scores = [metric(torch.zeros(1, 3, 40, 56), torch.ones(1, 3, 40, 56)) for _ in range(2)]
+    assert all(bool(score.isnan()) for score in scores) and len(asked) == 1
+    assert said == ["LPIPS is not available: its weights could not be downloaded (no network)"]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg
 from da3_splat.commands.endings import one_line
 from da3_splat.commands.evaluate import Evaluations
 from da3_splat.commands.reconstruct import reconstruct
-from da3_splat.commands.terminal import bar, refining_bar
+from da3_splat.commands.terminal import bar, refining_bar, say
 from da3_splat.commands.view import view
 
 FAILED = 1
@@ -36,6 +36,8 @@ def demo(
         steps: refinement steps
         as_json: print the figures as JSON
     """
+    if steps < 0:
+        raise ValueError(f"--steps: expected at least 0, got {steps}")
     from da3_splat.demo import run_demo
 
     with refining_bar() as watch:
@@ -50,6 +52,7 @@ def demo(
     )
     print(f"started from: {figures['start']}")
     print(f"{output / 'scene.ply'}\n{output / 'demo.png'}  (input, depth, rendered held-out view, the real one)")
+    say(f"look at it: da3-splat view {output}")
 
 
 def export(

@@ -41,11 +41,10 @@ def starting_gaussians(scene: Scene, views: Views, max_gaussians: int = 60_000) 
     if views.points is None:
         return Start(thinned(scene.gaussians, max_gaussians), "network", scene.geometry.depth)
     hits = sparse_depth_ratios(scene.geometry.depth, views)
-    ratios = torch.cat([ratio for ratio, _, _ in hits])
-    if len(ratios) < MIN_SPARSE_HITS:
+    error = _median_error(hits)
+    if error is None:
         words = "network; too few sparse points are in view"
         return Start(thinned(scene.gaussians, max_gaussians), words, scene.geometry.depth)
-    error = float(ratios.log().abs().median())
     if error <= STRONG_ERROR:
         words = f"network; its depth is {100 * error:.1f} % off at the sparse points"
         return Start(thinned(scene.gaussians, max_gaussians), words, scene.geometry.depth)
@@ -55,6 +54,18 @@ def starting_gaussians(scene: Scene, views: Views, max_gaussians: int = 60_000) 
     laid = gaussians_on_depth(replace(scene.geometry, depth=depth), views, budget)
     words = f"sparse points and network depth bent to them (the network alone is {100 * error:.0f} % off)"
     return Start(Gaussians.concatenate([points, laid]), words, depth)
+
+
+def error_at_points(scene: Scene, views: Views) -> float | None:
+    """Median relative error of the scene's depth at the sparse points of its views; None where they bring too few."""
+    if views.points is None:
+        return None
+    return _median_error(sparse_depth_ratios(scene.geometry.depth, replace(views, cameras=scene.cameras)))
+
+
+def _median_error(hits: list[tuple[Tensor, Tensor, Tensor]]) -> float | None:
+    ratios = torch.cat([ratio for ratio, _, _ in hits])
+    return float(ratios.log().abs().median()) if len(ratios) >= MIN_SPARSE_HITS else None
 
 
 def _corrected(depth: Tensor, hit: tuple[Tensor, Tensor, Tensor]) -> Tensor:

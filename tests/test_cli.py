@@ -15,6 +15,7 @@ from PIL import Image
 from da3_splat import load_ply, load_views, render
 from da3_splat.check.run import Check
 from da3_splat.cli import main
+from da3_splat.io.ply import load_points, save_points
 from da3_splat.metrics import psnr
 
 
@@ -56,6 +57,20 @@ def test_reconstruct_two_photos_without_poses(tmp_path, capsys):
     assert code == 0 and "da3 poses" in out
 
 
+def test_depth_that_is_off_at_the_sparse_points_is_said(tmp_path, capsys):
+    """A capture whose points lie at other depths than the network's: a note, unless refinement starts from them."""
+    capture = small_capture(tmp_path / "capture", views=3)
+    content = json.loads((capture / "transforms.json").read_text())
+    code, out, err = run(capsys, "reconstruct", capture, "--output", tmp_path / "plain", "--resolution", 84, "--json")
+    assert code == 0 and 0 < json.loads(out)["depth_error_at_points"] < 0.5, err
+    points, colors = load_points(capture / content["ply_file_path"])
+    middle = load_views(capture).cameras.centers[0].mean(dim=0).numpy()
+    stretch = np.exp(0.5 * np.random.default_rng(0).standard_normal((len(points), 1)))
+    save_points(middle + (points - middle) * stretch, colors, capture / content["ply_file_path"])
+    code, _, err = run(capsys, "reconstruct", capture, "--output", tmp_path / "out", "--resolution", 84)
+    assert code == 0 and "off at the sparse points of this capture: --refine 1m starts from those" in err
+
+
 def bad_inputs(folder):
     (folder / "empty").mkdir()
     (folder / "text").mkdir()
@@ -64,7 +79,7 @@ def bad_inputs(folder):
     (capture / "images" / "view_0001.png").unlink()
     yield folder / "nowhere", "nowhere"
     yield folder / "empty", "no images"
-    yield folder / "text", "a.jpg: not a readable image"
+    yield folder / "text", "a.jpg: not a readable image (of no format known here)"
     yield capture, "view_0001.png: no such image"
 
 
@@ -148,6 +163,8 @@ def test_ctrl_c_and_what_is_our_fault(tmp_path, capsys, monkeypatch):
 
 
 def test_demo(tmp_path, capsys):
+    code, _, err = run(capsys, "demo", "--output", tmp_path / "demo", "--steps", -5)
+    assert code == 2 and "--steps: expected at least 0, got -5" in err and not (tmp_path / "demo").exists()
     code, out, err = run(capsys, "demo", "--output", tmp_path / "demo", "--steps", 30, "--json")
     assert code == 0, err
     figures = json.loads(out)

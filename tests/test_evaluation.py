@@ -479,7 +479,7 @@ def test_command_says_what_is_wrong(tmp_path, capsys):
     for arguments, message in (
         (novel, "--data: expected the folder of the captures scenes"),
         ([*novel, "--data", str(tmp_path / "nowhere")], "nowhere: no such file or folder"),
-        ([*novel, "--data", str(tmp_path / "capture" / "images")], "no captures scene here"),
+        ([*novel, "--data", str(tmp_path / "capture" / "images")], "no scene of the format captures here"),
         ([*novel, "--data", str(tmp_path / "capture"), "--size", "12"], "size: expected native"),
         ([*novel, "--data", str(tmp_path / "capture"), "--model", "no.safetensors"], "no such checkpoint"),
         ([*novel, "--format", "synthetic", "--worlds", "0"], "--worlds of at least 1"),

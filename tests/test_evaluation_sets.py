@@ -161,4 +161,4 @@ def test_commands_on_sets(tmp_path, capsys):
             ]
         )
     said = capsys.readouterr().err
-    assert "no kitti scene here" in said and "data/benchmarks/kitti.py" in said and said.count("\n") == 1
+    assert "no scene of the format kitti here" in said and "data/benchmarks/kitti.py" in said and said.count("\n") == 1

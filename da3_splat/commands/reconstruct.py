@@ -116,6 +116,7 @@ def reconstruct(
     from da3_splat.model import load_model
     from da3_splat.ranks import launched
     from da3_splat.scene_folder import save_scene
+    from da3_splat.starting_points import error_at_points
 
     loaded = time.perf_counter()
     place = chosen_device(device)
@@ -156,6 +157,8 @@ def reconstruct(
         "reconstruct_seconds": done - loaded,
         "write_seconds": time.perf_counter() - done,
     }
+    if refinement is None and (off := error_at_points(scene, views)) is not None:
+        report["depth_error_at_points"] = off
     if window is not None:
         from da3_splat.viewer.content import content_of
 
@@ -198,6 +201,8 @@ def _shown(window: SceneViewer | None, views: Views) -> Watch:
 
 def _tell(report: dict, output: Path, model: str) -> None:
     """What was made, and what about it is doubtful, in a few lines."""
+    from da3_splat.starting_points import STRONG_ERROR
+
     count = report["gaussians_written"]
     print(
         f"{report['views']} views ({report['poses']} poses, scale: {report['scale_source']}) -> {count} Gaussians; "
@@ -220,6 +225,12 @@ def _tell(report: dict, output: Path, model: str) -> None:
             f"the views agree on only {agreement:.0%} of the depth that two of them see (true geometry: some 90%), so "
             "the poses found are doubtful: --poses colmap, or stronger weights (--model)"
         )
+    off = report.get("depth_error_at_points")
+    if off is not None and off > STRONG_ERROR:
+        note(
+            f"the depth is {off:.0%} off at the sparse points of this capture: --refine 1m starts from those instead, "
+            "or give stronger weights (--model)"
+        )
     if report.get("consensus_accepted") is False:
         note("the views could not be made to agree further; do they overlap?")
     if model == "mini" and report["poses"] == "da3":
@@ -227,6 +238,7 @@ def _tell(report: dict, output: Path, model: str) -> None:
             "note: mini was trained on synthetic rooms only; for photos give --model depth-anything/DA3-GIANT-1.1, "
             "or --poses colmap where there are more than a few"
         )
+    say(f"look at it: da3-splat view {output}")
 
 
 def _refinement(asked: str) -> RefinementConfig | None:

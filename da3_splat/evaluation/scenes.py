@@ -187,7 +187,9 @@ def scenes_at(path: Path, form: str) -> tuple[list[EvaluationScene], list[str]]:
     else:
         raise ValueError(f"format: {form} scenes do not lie in a folder")
     if not scenes:
-        raise ValueError(f"{path}: no {form} scene here" + (f"; {problems[0]}" if problems else _layout(form)))
+        raise ValueError(
+            f"{path}: no scene of the format {form} here" + (f"; {problems[0]}" if problems else _layout(form))
+        )
     return scenes, problems
 
 

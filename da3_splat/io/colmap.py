@@ -156,7 +156,7 @@ def run_colmap(frames: list[Frame], progress: Callable[[str], None]) -> tuple[li
 
     ValueError where fewer than two do; `progress` is told each stage.
     """
-    pycolmap.logging.minloglevel = int(pycolmap.logging.ERROR)
+    pycolmap.logging.minloglevel = int(pycolmap.logging.FATAL)  # what fails is told by our own errors
     with tempfile.TemporaryDirectory(prefix="da3_splat_colmap_") as work:
         folder, database = Path(work) / "images", Path(work) / "database.db"
         folder.mkdir()

@@ -59,7 +59,7 @@ def read_picture(path: PictureFile | str, upright: bool = True) -> Picture:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
     except UNREADABLE as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+        raise ValueError(f"{path}: not a readable image ({_reason(error)})") from error
     if image.mode.startswith("I") or image.mode == "F":
         return Picture(Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB"), focal=focal)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -79,7 +79,12 @@ def picture_size(path: PictureFile | str) -> tuple[int, int]:
     except FileNotFoundError:
         raise ValueError(f"{path}: no such image") from None
     except UNREADABLE as error:
-        raise ValueError(f"{path}: not a readable image ({error})") from error
+        raise ValueError(f"{path}: not a readable image ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a picture cannot be read, in words for who gave it."""
+    return "of no format known here" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _opened(path: PictureFile | str):

@@ -172,7 +172,9 @@ def _pictures(base: PictureFile, folders: Sequence[str]) -> tuple[PictureFile, d
 
 def _own(base: PictureFile, item: PictureFile) -> PictureFile:
     """The picture, which must not be a link that leads out of the scene."""
-    return inside(base, str(item.relative_to(base)), str(base)) if isinstance(base, Path) else item
+    if isinstance(base, Path) and isinstance(item, Path):
+        return inside(base, str(item.relative_to(base)), str(base))
+    return item
 
 
 def _frames(content: dict, listed: list, folder: PictureFile, pictures: dict[str, PictureFile], where: str):

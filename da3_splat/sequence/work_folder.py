@@ -95,7 +95,7 @@ class WorkFolder:
 
 def _result(values: dict[str, Tensor]) -> ChunkResult:
     """What `WorkFolder.save` wrote; KeyError or ValueError where these are other tensors."""
-    maps = {key: values[key] for key in _MAPS if key in values}
+    maps: dict[str, Any] = {key: values[key] for key in _MAPS if key in values}
     height, width = maps["depth"].shape[-2:]
     cameras = Cameras(
         world_to_camera=values["world_to_camera"], intrinsics=values["intrinsics"], height=height, width=width

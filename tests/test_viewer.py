@@ -274,7 +274,34 @@ def test_in_a_browser(made):
             page.mouse.click(*spot)
         result = wait_for(page, lambda: next(iter(page.get_by_text(" units").all_inner_texts()), None))
         assert float(result.split()[0]) == pytest.approx(_distance(content, view), rel=0.1)
+
+        # The slider of the point cloud while it is alone in the picture.
+        page.get_by_role("checkbox", name="Gaussians").click()
+        page.get_by_role("checkbox", name="Point cloud").click()
+        wait_for(page, lambda: viewer.points.visible and not viewer.splats.visible)
+        page.wait_for_timeout(2000)
+        many = _covered(picture(page)[area])
+        page.get_by_role("slider").first.focus()
+        page.keyboard.press("Home")  # the most confident per cent
+        wait_for(page, lambda: len(viewer.points.points) < 0.03 * points)
+        page.wait_for_timeout(2000)
+        assert 0 < _covered(picture(page)[area]) < 0.5 * many and not viewer.splats.visible
+
+        # The flight moves the browser until its button is pressed again.
+        stood = np.array(client.camera.position)
+        page.get_by_role("button", name="Fly / stop").click()
+        wait_for(page, lambda: np.abs(client.camera.position - stood).max() > 1e-3)
+        page.get_by_role("button", name="Fly / stop").click()
+        page.wait_for_timeout(1500)
+        stood = np.array(client.camera.position)
+        page.wait_for_timeout(500)
+        assert np.array_equal(client.camera.position, stood)
     viewer.server.stop()
+
+
+def _covered(shown: np.ndarray) -> float:
+    """The share of a picture that is not the white ground."""
+    return float((shown.min(axis=-1) < 0.9).mean())
 
 
 def _spot(viewer, camera, view) -> tuple[float, float]:

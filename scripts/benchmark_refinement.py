@@ -45,7 +45,7 @@ from da3_splat.evaluation.target_poses import aligned_to_pictures, moved_to_pred
 from da3_splat.geometry.rotations import rotation_angle
 from da3_splat.metrics import psnr, ssim
 from da3_splat.refinement import Refinement, RefinementConfig, refine, typical_distance
-from da3_splat.starting_points import gaussians_at_points, starting_gaussians
+from da3_splat.starting_points import gaussians_around_points, gaussians_at_points, starting_gaussians
 from da3_splat.types import Cameras, Gaussians, Geometry, Views
 
 CAPTURES = Path(os.environ.get("DA3_SPLAT_CAPTURES", Path(__file__).parents[2] / "shared" / "captures"))
@@ -125,20 +125,11 @@ def start_of(kind: str, views: Views, budget: int) -> tuple[Gaussians, float]:
     if kind in ("ours", "network"):
         given = views if kind == "ours" else replace(views, points=None, point_colors=None)
         gaussians = starting_gaussians(load_model("mini").reconstruct(given), given, budget).gaussians
+    elif kind == "random":
+        gaussians = gaussians_at_points(points_in_box(views.points, budget), None)
     else:
-        points = points_in_box(views.points, budget) if kind == "random" else points_around(views.points, budget)
-        colors = None
-        if kind != "random":
-            colors = views.point_colors.repeat_interleave(budget // len(views.points), dim=0)
-        gaussians = gaussians_at_points(points, colors)
+        gaussians = gaussians_around_points(views.points, views.point_colors, budget)
     return gaussians, time.perf_counter() - began
-
-
-def points_around(points: Tensor, budget: int) -> Tensor:
-    """Each point (P,3) as often as the budget allows, scattered by half the distance to its neighbours."""
-    size = gaussians_at_points(points, None).scales[0].repeat_interleave(budget // len(points), dim=0) / 0.6
-    many = points.repeat_interleave(budget // len(points), dim=0)
-    return many + 0.5 * size * torch.randn(many.shape, generator=torch.Generator().manual_seed(0))
 
 
 def points_in_box(points: Tensor, budget: int) -> Tensor:

@@ -16,7 +16,7 @@ from da3_splat.geometry.alignment import Similarity, transform_cameras, transfor
 from da3_splat.geometry.rotations import quaternion_to_matrix
 from da3_splat.geometry.user_frame import camera_similarity, in_user_frame, sparse_depth_ratios
 from da3_splat.refinement import RefinementConfig, refine
-from da3_splat.starting_points import gaussians_at_points, starting_gaussians, thinned
+from da3_splat.starting_points import gaussians_around_points, gaussians_at_points, starting_gaussians, thinned
 from da3_splat.types import Geometry
 
 
@@ -265,6 +265,19 @@ def test_errors_name_what_is_wrong(tmp_path, mini):
         mini.reconstruct(Views(images=torch.rand(2, 1, 3, 28, 42)))
 
 
+def test_points_become_clouds_within_half_their_distance():
+    """Two points 1 apart, three Gaussians each: scattered by half of that, coloured as their point; more points than
+    Gaussians stay as they are."""
+    points, colors = torch.tensor([[0.0, 0, 0], [1.0, 0, 0]]), torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])
+    many = [gaussians_around_points(points * k, colors, 2000 * k) for k in (1, 2)]
+    assert [one.means.shape[1] for one in many] == [2000, 4000]
+    spread = (many[0].means[0].reshape(2, 1000, 3) - points[:, None]).std(dim=1)
+    torch.testing.assert_close(spread, torch.full((2, 3), 0.5), atol=0.05, rtol=0)
+    reds = many[0].sh[0, :, 0, 0].reshape(2, 1000)
+    assert (reds[0] > reds[1]).all()
+    assert torch.equal(gaussians_around_points(points, colors, 1).means[0], points)
+
+
 def test_starting_gaussians_choose_their_source(mini, tmp_path):
     views = load_views(small_capture(tmp_path, views=5), resolution=84)
     scene = mini.reconstruct(views)
@@ -278,6 +291,12 @@ def test_starting_gaussians_choose_their_source(mini, tmp_path):
     )
     assert starting_gaussians(wrong, views, 3000).source.startswith("sparse points")
     assert starting_gaussians(scene, replace(views, points=None), 3000).source == "network"
+    start = starting_gaussians(wrong, views, 3000)
+    assert start.source.startswith("sparse points (the network") and start.gaussians.means.shape[1] == 3000
+    looks_right = starting_gaussians(wrong, views, 3000, looks_right=True)
+    some = replace(views, points=views.points[:900], point_colors=views.point_colors[:900])
+    assert all("bent to them" in one.source for one in (looks_right, starting_gaussians(wrong, some, 3000)))
+    assert torch.equal(looks_right.depth, start.depth)
     few = gaussians_at_points(views.points[:1], None)
     assert few.scales.isfinite().all()
     assert thinned(scene.gaussians, 100).means.shape[1] == 100

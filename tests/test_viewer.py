@@ -167,14 +167,21 @@ def test_the_command_serves_until_interrupted(made, host, word):
     command = [sys.executable, "-m", "da3_splat.cli", "view", str(made / "scene.ply"), "--host", host]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        [*command, "--port", str(free_port())], stdout=subprocess.PIPE, text=True, env=environment
+        [*command, "--port", str(free_port())],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background
     ) as served:
-        line = served.stdout.readline()
-        assert line.startswith("http://127.0.0.1:") and word in line
-        with urllib.request.urlopen(line.split()[0]) as answer:
-            assert answer.status == 200
-        served.send_signal(signal.SIGINT)
-        assert served.wait(timeout=30) == 0
+        try:
+            line = served.stdout.readline()
+            assert line.startswith("http://127.0.0.1:") and word in line
+            with urllib.request.urlopen(line.split()[0]) as answer:
+                assert answer.status == 200
+            served.send_signal(signal.SIGINT)
+            assert served.wait(timeout=60) == 0
+        finally:
+            served.kill()
 
 
 def test_a_scene_fills_while_it_is_made(made, tmp_path, capsys, monkeypatch):

@@ -97,7 +97,8 @@ class Da3SplatPipeline(VanillaPipeline):
 
         views, chosen = self.training_views()
         scene = load_model(self.config.network, device=self.device).reconstruct(views)
-        start = starting_gaussians(scene, views.to(self.device), self.config.max_gaussians)
+        # Splatfacto is slow to mend a start that looks wrong, and adds Gaussians itself where they are missing.
+        start = starting_gaussians(scene, views.to(self.device), self.config.max_gaussians, looks_right=True)
         self.model.set_gaussians(start.gaussians)
         self.model.set_depth_targets(dict(zip(chosen, start.depth[0])))
         count = start.gaussians.means.shape[1]

@@ -15,6 +15,7 @@ from da3_splat.data.layouts import scene_hash, write_dl3dv_scene, write_dl3dv_zi
 from da3_splat.data.synthetic import make_scenes
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "make_synthetic.py"
+LONG = [pytest.mark.slow, pytest.mark.long]
 SLOWER_LAYOUTS = ("nerfstudio", "dl3dv", "dl3dv-benchmark", "megadepth")
 
 
@@ -77,7 +78,7 @@ def test_pycolmap_reads_the_model(tmp_path):
             assert abs(projected - point.xy).max() < 0.01
 
 
-@pytest.mark.parametrize("layout", ["colmap", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOWER_LAYOUTS)])
+@pytest.mark.parametrize("layout", ["colmap", *(pytest.param(name, marks=LONG) for name in SLOWER_LAYOUTS)])
 def test_script(tmp_path, layout):
     size = ["--views", "3", "--height", "28", "--width", "42", "--scenes", "1", "--seed", "4"]
     command = [sys.executable, str(SCRIPT), "--layout", layout, *size, "--output", str(tmp_path)]

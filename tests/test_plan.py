@@ -66,6 +66,7 @@ def test_cost_of_a_student_by_hand():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_planning_script(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "plan_training.py"), "--presets", "--json", str(tmp_path / "p")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

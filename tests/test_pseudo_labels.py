@@ -183,6 +183,7 @@ def test_labels_killed_in_the_middle_of_a_scene(capture):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_label_job_of_pseudo_labels_survives_a_kill(tmp_path):
     """kill -9 after the first scene; two shares do the rest, the first scene is left alone, the report is whole."""
     command = [sys.executable, str(ROOT / "scripts" / "label_depth.py"), "--output", str(tmp_path)]

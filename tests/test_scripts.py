@@ -36,6 +36,7 @@ def test_parity_script(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

@@ -244,7 +244,7 @@ def resume(folder: Path, numbers: dict, missed: list[str]) -> None:
 def ranks(folder: Path, numbers: dict, missed: list[str]) -> None:
     """Two gloo processes beside one, every number of the Gaussians."""
     alone = [sys.executable, __file__, "--worker", f"ranks,20,{folder / 'one'}"]
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", __file__]
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
     subprocess.run(alone, check=True, stdout=subprocess.DEVNULL)
     command = [*two, "--worker", f"ranks,20,{folder / 'two'}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -251,7 +251,17 @@ def test_a_student_of_two_processes_goes_on_with_one(tmp_path, strategy):
         f"optimization: {{steps: 7, warmup_steps: 3}}\nprecision: 32-true\nstrategy: {strategy}\n"
     )
     script = [str(ROOT / "scripts" / "train_geometry.py"), "--config", str(recipe), "--output", str(tmp_path)]
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *script, "--steps", "4"]
+    two = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        *script,
+        "--steps",
+        "4",
+    ]
     result = subprocess.run([*two, "--workers", "0"], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
     load_checkpoint(create_backbone("mini"), tmp_path / "geometry.safetensors")

@@ -46,7 +46,7 @@ def test_two_ranks_give_the_scene_of_one(tmp_path, monkeypatch):
         f"    torch.save(found, {str(tmp_path)!r} + f'/rank{{os.environ[\"RANK\"]}}.pt')\n"
         "    assert writes == (os.environ['RANK'] == '0')\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(program)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     result = subprocess.run(launch, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     threads = torch.get_num_threads()

@@ -186,7 +186,7 @@ def test_two_ranks_are_one_with_twice_the_batch(tmp_path, strategy):
         "found = gradients(half(two_worlds(), fabric.global_rank), fabric)\n"
         f"torch.save(found, {str(tmp_path)!r} + f'/rank{{fabric.global_rank}}.pt')\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(program)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
     result = subprocess.run(launch, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
     together = gradients(two_worlds(), Fabric(accelerator="cpu"))

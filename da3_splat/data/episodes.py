@@ -26,8 +26,8 @@ from da3_splat.data.loading import load_covering
 from da3_splat.data.sequences import worker_share
 from da3_splat.data.view_selection import bounded_gap_views, farthest_point_views
 from da3_splat.data.views import PATCH
-from da3_splat.io.frames import Frame
-from da3_splat.types import Cameras, Views
+from da3_splat.io.frames import Frame, poses_of
+from da3_splat.types import Views
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class FarthestSelection:
         drawn = torch.randperm(len(frames), generator=generator)[:pool].tolist()
         targets, rest = drawn[: shape.targets], drawn[shape.targets :]
         first = rest[int(torch.randint(len(rest), (1,), generator=generator))]
-        return farthest_point_views(_poses(frames), shape.contexts, rest, first), sorted(targets)
+        return farthest_point_views(poses_of(frames), shape.contexts, rest, first), sorted(targets)
 
 
 @dataclass
@@ -295,10 +295,3 @@ def _load(frames: list[Frame], episode: Episode) -> tuple[Views, Views]:
 @lru_cache(maxsize=2)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def _poses(frames: list[Frame]) -> Cameras:
-    """The poses of frames as cameras of no particular lens."""
-    poses = torch.stack([frame.pose for frame in frames])[None]
-    intrinsics = torch.eye(3, dtype=poses.dtype).expand(1, len(frames), 3, 3)
-    return Cameras(world_to_camera=poses, intrinsics=intrinsics, height=1, width=1)

@@ -26,7 +26,7 @@ from da3_splat.evaluation.results import mean_of
 from da3_splat.evaluation.runner import SceneScore
 from da3_splat.evaluation.scenes import EvaluationScene
 from da3_splat.evaluation.target_poses import aligned_to_pictures, moved_to_prediction
-from da3_splat.io.frames import Frame
+from da3_splat.io.frames import poses_of
 from da3_splat.rendering import render
 from da3_splat.types import Cameras, Rendering, Scene, Views
 
@@ -55,7 +55,7 @@ class NovelViews:
     def score(self, scene: EvaluationScene) -> SceneScore:
         """Scores of one scene: its means, and each of its targets."""
         frames = scene.frames()
-        chosen = self.settings.choose(_poses(frames), self._views_of(scene.name), scene.name)
+        chosen = self.settings.choose(poses_of(frames), self._views_of(scene.name), scene.name)
         contexts = load_at([frames[index] for index in chosen.context], self.settings.size.network).to(self.device)
         given = contexts if self.settings.poses == "posed" else replace(contexts, cameras=None)
         with measured() as prediction:
@@ -131,12 +131,6 @@ def _with_lpips(means: dict) -> dict:
     """The networks of LPIPS under one name, which is what a reader of results.json looks for."""
     lpips = {name.removeprefix("lpips_"): value for name, value in means.items() if name.startswith("lpips_")}
     return {**{name: value for name, value in means.items() if not name.startswith("lpips_")}, "lpips": lpips}
-
-
-def _poses(frames: Sequence[Frame]) -> Cameras:
-    """The poses of frames as cameras (1,V) of no particular lens."""
-    poses = torch.stack([frame.pose for frame in frames])[None]
-    return Cameras(world_to_camera=poses, intrinsics=torch.eye(3).expand(1, len(frames), 3, 3), height=1, width=1)
 
 
 def _pictures(contexts: Views, target: Views, rendered: Rendering) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from da3_splat.io.arrays import UNREADABLE
+from da3_splat.io.files import replacing
 from da3_splat.limits import EXPANSION_FREE, check_archive, regular_file
 
 
@@ -28,6 +29,13 @@ def read_checkpoint(path: str | Path) -> dict:
         # torch's own words go on for a page, and say how to open it all the same.
         raise ValueError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0]:.200})") from error
     return content
+
+
+def write_checkpoint(path: str | Path, content: dict) -> None:
+    """What `read_checkpoint` reads, in place of what was there. The same content gives the same bytes: given a name,
+    torch would write it, and the process's number in it, into the file."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        torch.save(content, file)
 
 
 def _check_tensors(value: object) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -68,6 +70,13 @@ class Frame:
     def name(self) -> str:
         """What the view is called: its label, else the name of its file."""
         return self.label or self.path.name
+
+
+def poses_of(frames: Sequence[Frame]) -> Cameras:
+    """The poses of frames as cameras (1,V) of no particular lens; ValueError where one has none."""
+    poses = torch.stack([frame.pose for frame in frames])[None]
+    intrinsics = torch.eye(3, dtype=poses.dtype).expand(1, len(frames), 3, 3)
+    return Cameras(world_to_camera=poses, intrinsics=intrinsics, height=1, width=1)
 
 
 def check_camera(world_to_camera: Tensor, intrinsics: Tensor, height: int, width: int, where: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from da3_splat.io.checkpoints import read_checkpoint
 from da3_splat.nerfstudio_plugin.head_pipeline import HeadPipeline
-from da3_splat.nerfstudio_plugin.trainer import checkpoint_to_load, write_checkpoint
+from da3_splat.nerfstudio_plugin.trainer import checkpoint_to_load, keep_checkpoint
 
 
 @dataclass
@@ -69,7 +69,7 @@ class HeadTrainer(Trainer):
         training = self.state.state_dict(self.pipeline.datamanager.sampler.state_dict())
         nothing: dict = {"optimizers": {}, "schedulers": {}, "scalers": {}}
         state = {"step": step, "pipeline": self.state.average, "training": training, **nothing}
-        write_checkpoint(self.checkpoint_dir, state, self.config.save_only_latest_checkpoint)
+        keep_checkpoint(self.checkpoint_dir, state, self.config.save_only_latest_checkpoint)
         objective = self.pipeline.objective
         last = {name: value.clone() for name, value in objective.state_dict().items()}
         objective.load_state_dict(self.state.averaged())

@@ -6,14 +6,12 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from nerfstudio.engine.optimizers import Optimizers
 from nerfstudio.engine.trainer import Trainer, TrainerConfig
 from nerfstudio.utils.decorators import check_main_thread
 from nerfstudio.utils.rich_utils import CONSOLE
 
-from da3_splat.io.checkpoints import read_checkpoint
-from da3_splat.io.files import replacing
+from da3_splat.io.checkpoints import read_checkpoint, write_checkpoint
 from da3_splat.nerfstudio_plugin.pipeline import Da3SplatPipeline
 from da3_splat.nerfstudio_plugin.schedulers import DecayConfig
 from da3_splat.refinement import doubtful_names, doubtful_remark
@@ -77,7 +75,7 @@ class Da3SplatTrainer(Trainer):
             "schedulers": {name: scheduler.state_dict() for name, scheduler in self.optimizers.schedulers.items()},
             "scalers": self.grad_scaler.state_dict(),
         }
-        write_checkpoint(self.checkpoint_dir, state, self.config.save_only_latest_checkpoint)
+        keep_checkpoint(self.checkpoint_dir, state, self.config.save_only_latest_checkpoint)
 
 
 def checkpoint_to_load(config: TrainerConfig) -> Path | None:
@@ -92,12 +90,11 @@ def checkpoint_to_load(config: TrainerConfig) -> Path | None:
     return found[-1]
 
 
-def write_checkpoint(folder: Path, state: dict, only_latest: bool) -> None:
+def keep_checkpoint(folder: Path, state: dict, only_latest: bool) -> None:
     """Write the checkpoint of state["step"] beside its place and rename it; then drop the others, if they are not
     wanted."""
     path = folder / f"step-{state['step']:09d}.ckpt"
-    with replacing(path) as beside, beside.open("wb") as file:
-        torch.save(state, file)
+    write_checkpoint(path, state)
     for other in folder.glob("step-*.ckpt") if only_latest else ():
         if other != path:
             other.unlink()

@@ -131,9 +131,10 @@ def _chunk(model: Da3Splat, views: Views, own: range, fusion: FusionConfig, work
     usable = usable_pixels(seen.geometry, views.to(seen.geometry.depth.device), fusion)
     answered = torch.zeros_like(usable)
     answered[:, own.start : own.stop] = True
-    kept = [torch.nonzero(of_view.flatten())[:, 0] for of_view in (usable & answered)[0]]
-    if fusion.merge is not None and len(kept) > 1:
+    if fusion.merge is not None and usable.shape[1] > 1:
         kept = kept_pixels(seen.geometry, fusion.merge, usable, answered)
+    else:
+        kept = [torch.nonzero(of_view.flatten())[:, 0] for of_view in (usable & answered)[0]]
     pixels = usable.shape[-2] * usable.shape[-1]
     parts = workers(lambda view: seen.gaussians_of_view(view).select(kept[view]).to("cpu"), own)
     places = torch.cat([view * pixels + kept[view].cpu() for view in own])

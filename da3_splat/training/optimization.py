@@ -21,8 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from da3_splat.backbone.attention import Block
-from da3_splat.io.checkpoints import read_checkpoint
-from da3_splat.io.files import replacing
+from da3_splat.io.checkpoints import read_checkpoint, write_checkpoint
 from da3_splat.types import Record
 
 
@@ -210,9 +209,7 @@ class TrainingState:
         """Write a checkpoint beside its place and rename it. All ranks call; rank 0 writes."""
         state = self.state_dict(sampler)
         if self.fabric.global_rank == 0:
-            # Given a name, torch would write it, and the process's number in it, into the file.
-            with replacing(path) as beside, beside.open("wb") as file:
-                torch.save(state, file)
+            write_checkpoint(path, state)
 
     def load(self, path: Path) -> dict[str, int]:
         """Go on from a checkpoint; returns the sampler's state. ValueError where it is of another model."""

@@ -32,7 +32,7 @@ GEOMETRY = {"objective": "patches", "precision": "32-true", "worlds": WORLDS}
 
 @dataclass(frozen=True)
 class Command:
-    """`arguments(output)` of a command; `endless` ones run until they are stopped; `seconds` one takes, roughly."""
+    """`arguments(output)` of a command; `endless` ones run until they are stopped."""
 
     name: str
     arguments: Callable[[Path], list[str]]

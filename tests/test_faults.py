@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from hostile import endurance, faults
-from hostile.processes import command, run
+from hostile.processes import command, kill_a_child, run
 from safetensors import SafetensorError
+from torch.utils.data import IterableDataset
 
 from da3_splat.backbone.storage import FeatureFiles
 from da3_splat.commands.endings import one_line
@@ -21,6 +23,29 @@ from da3_splat.io.files import NotWritten, check_writable, replacing
 from da3_splat.training.optimization import OptimizationConfig, TrainingState, launch
 
 ROOT = Path(__file__).parents[1]
+
+
+class Steps:
+    """A training that only counts its steps."""
+
+    step, config, saved = 0, OptimizationConfig(steps=9), 0
+    fabric = launch("32-true")
+
+    def advance(self, batches):
+        self.step += 1
+        return {"loss": 1.0}
+
+    def save(self, path, sampler):
+        self.saved = self.step
+
+
+class Pairs(IterableDataset):
+    """Positions with nothing to read, slowly enough that they do not all wait already."""
+
+    def __iter__(self):
+        for position in range(99):
+            time.sleep(0.05)
+            yield position, torch.zeros(1)
 
 
 @pytest.mark.parametrize(
@@ -117,29 +142,37 @@ def test_a_reader_process_that_dies_leaves_a_checkpoint(tmp_path):
     from da3_splat.training.loop import LoopConfig
     from da3_splat.training.loop import run as train
 
-    class State:
-        step, config, saved = 0, OptimizationConfig(steps=9), 0
-        fabric = launch("32-true")
-
-        def advance(self, batches):
-            self.step += 1
-            return {"loss": 1.0}
-
-        def save(self, path, sampler):
-            self.saved = self.step
-
     def batches(words):
         yield 0, None
         yield 1, None
         raise RuntimeError(words)
 
-    state = State()
+    state = Steps()
     with pytest.raises(OSError, match="checkpoint.pt: a process that reads data died at step 2"):
         dying = batches("DataLoader worker (pid 7) is killed by signal: Killed.")
         train(state, dying, StepSampler(WorldsConfig()), tmp_path, LoopConfig(), lambda *found: None)
     assert state.saved == 2
     with pytest.raises(RuntimeError, match="shapes"):
-        train(State(), batches("shapes"), StepSampler(WorldsConfig()), tmp_path, LoopConfig(), lambda *found: None)
+        train(Steps(), batches("shapes"), StepSampler(WorldsConfig()), tmp_path, LoopConfig(), lambda *found: None)
+
+
+def test_a_reader_process_that_dies_does_not_break_into_a_step(tmp_path):
+    """torch raised where the first process happened to be: in a traceback, with half of an optimizer's step done."""
+    from da3_splat.data.synthetic_batches import StepSampler, WorldsConfig
+    from da3_splat.training.loop import LoopConfig, make_loader
+    from da3_splat.training.loop import run as train
+
+    class Killing(Steps):
+        def advance(self, batches):
+            if self.step == 1:
+                assert kill_a_child(os.getpid())
+                time.sleep(0.5)  # in which the news of it arrives
+            return super().advance(batches)
+
+    state = Killing()
+    with pytest.raises(OSError, match="a process that reads data died"):
+        train(state, make_loader(Pairs(), 1), StepSampler(WorldsConfig()), tmp_path, LoopConfig(), lambda *found: None)
+    assert state.saved == state.step >= 2
 
 
 @pytest.mark.slow
@@ -176,22 +209,15 @@ def test_ctrl_c_ends_a_training_after_its_step(tmp_path):
     from da3_splat.training.loop import LoopConfig
     from da3_splat.training.loop import run as train
 
-    class State:
-        step, config, saved = 0, OptimizationConfig(steps=9), 0
-        fabric = launch("32-true")
-
+    class Interrupted(Steps):
         def advance(self, batches):
             if self.step == 2:
                 os.kill(os.getpid(), signal.SIGINT)
                 with contextlib.suppress(KeyboardInterrupt):  # what swallowed it
                     signal.sigtimedwait([], 0)
-            self.step += 1
-            return {"loss": 1.0}
+            return super().advance(batches)
 
-        def save(self, path, sampler):
-            self.saved = self.step
-
-    state, before = State(), signal.getsignal(signal.SIGINT)
+    state, before = Interrupted(), signal.getsignal(signal.SIGINT)
     pairs = ((index, None) for index in range(99))
     train(state, pairs, StepSampler(WorldsConfig()), tmp_path, LoopConfig(), lambda *found: None)
     assert (state.step, state.saved) == (3, 3) and signal.getsignal(signal.SIGINT) is before

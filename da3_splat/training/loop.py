@@ -95,6 +95,7 @@ def run(
         while state.step < state.config.steps:
             clock = time.monotonic()
             pairs = _drawn(stream, state.config.accumulate)
+            _leave_steps_whole()
             if len(pairs) < state.config.accumulate:
                 break
             shares.data += time.monotonic() - clock
@@ -164,6 +165,13 @@ def _drawn(stream: Iterator, count: int) -> list:
         raise ReaderDied(str(error)) from error
     except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it handed something over
         raise ReaderDied(str(error)) from error
+
+
+def _leave_steps_whole() -> None:
+    """When a reader dies, torch raises in the middle of whatever runs, were it an optimizer's step. Without its signal
+    the next draw that waits for that reader finds it out, within seconds."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _save(state: TrainingState, output: Path, sampler: Sampler) -> float:

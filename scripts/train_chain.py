@@ -99,6 +99,8 @@ class Settings:
     """width of the transformer; a third of it is a head's"""
     pictures: int = 24
     """of a batch"""
+    given_share: float = 0.5
+    """of the students' batches, in which poses are given; the paper's is 0.2 of 200,000 steps, not of some hundred"""
     only: tuple[str, ...] = tuple(VARIANTS)
     threads: int = 2
     workers: int = 1
@@ -181,7 +183,8 @@ def write_json(path: Path, content: dict) -> None:
 def worlds_config(settings: Settings, seed: int, **options) -> WorldsConfig:
     height, width = settings.size
     pixels = settings.pictures * height * width
-    return replace(WorldsConfig(sizes=((height, width),), views=(2, 3, 4), pixels=pixels, seed=seed), **options)
+    config = WorldsConfig(((height, width),), (2, 3, 4), pixels, given_share=settings.given_share, seed=seed)
+    return replace(config, **options)
 
 
 def check_settings(settings: Settings) -> None:

@@ -12,7 +12,7 @@ from da3_splat import load_model, load_views, render, save_ply
 from da3_splat.io.images import write_image
 from da3_splat.metrics import psnr
 from da3_splat.refinement import RefinementConfig, refine
-from da3_splat.starting_points import starting_gaussians
+from da3_splat.starting_points import start_from_network
 
 
 def main(capture: Path, output: Path, steps: int = 300, resolution: int = 336) -> None:
@@ -21,8 +21,7 @@ def main(capture: Path, output: Path, steps: int = 300, resolution: int = 336) -
         sys.exit(f"{capture}: has no cameras; see photos_to_splat.py")
     held_out = views.select([0])
     context = views.select(list(range(1, views.images.shape[1])))
-    scene = load_model("mini").reconstruct(context)
-    start = starting_gaussians(scene, context)
+    start = start_from_network(load_model("mini"), context)
     refined = refine(start.gaussians, context, RefinementConfig(steps=steps))
     with torch.no_grad():
         picture = render(refined.gaussians, held_out.cameras).color[0]

@@ -45,7 +45,7 @@ from da3_splat.evaluation.target_poses import aligned_to_pictures, moved_to_pred
 from da3_splat.geometry.rotations import rotation_angle
 from da3_splat.metrics import psnr, ssim
 from da3_splat.refinement import Refinement, RefinementConfig, refine, typical_distance
-from da3_splat.starting_points import gaussians_around_points, gaussians_at_points, starting_gaussians
+from da3_splat.starting_points import gaussians_around_points, gaussians_at_points, start_from_network
 from da3_splat.types import Cameras, Gaussians, Geometry, Views
 
 CAPTURES = Path(os.environ.get("DA3_SPLAT_CAPTURES", Path(__file__).parents[2] / "shared" / "captures"))
@@ -124,7 +124,7 @@ def start_of(kind: str, views: Views, budget: int) -> tuple[Gaussians, float]:
     began = time.perf_counter()
     if kind in ("ours", "network"):
         given = views if kind == "ours" else replace(views, points=None, point_colors=None)
-        gaussians = starting_gaussians(load_model("mini").reconstruct(given), given, budget).gaussians
+        gaussians = start_from_network(load_model("mini"), given, budget).gaussians
     elif kind == "random":
         gaussians = gaussians_at_points(points_in_box(views.points, budget), None)
     else:

@@ -16,7 +16,13 @@ from da3_splat.geometry.alignment import Similarity, transform_cameras, transfor
 from da3_splat.geometry.rotations import quaternion_to_matrix
 from da3_splat.geometry.user_frame import camera_similarity, in_user_frame, sparse_depth_ratios
 from da3_splat.refinement import RefinementConfig, refine
-from da3_splat.starting_points import gaussians_around_points, gaussians_at_points, starting_gaussians, thinned
+from da3_splat.starting_points import (
+    gaussians_around_points,
+    gaussians_at_points,
+    start_from_network,
+    starting_gaussians,
+    thinned,
+)
 from da3_splat.types import Geometry
 
 
@@ -297,6 +303,13 @@ def test_starting_gaussians_choose_their_source(mini, tmp_path):
     some = replace(views, points=views.points[:900], point_colors=views.point_colors[:900])
     assert all("bent to them" in one.source for one in (looks_right, starting_gaussians(wrong, some, 3000)))
     assert torch.equal(looks_right.depth, start.depth)
+    asked = start_from_network(mini, views, 3000)  # the same without merging first: consensus moves no sparse point
+    assert asked.source.startswith("sparse points (the network") and torch.equal(
+        asked.gaussians.means, start.gaussians.means
+    )
+    alone = replace(views, points=None)
+    quick, whole = start_from_network(mini, alone, 3000), starting_gaussians(mini.reconstruct(alone), alone, 3000)
+    assert quick.source == "network" and torch.equal(quick.gaussians.means, whole.gaussians.means)
     few = gaussians_at_points(views.points[:1], None)
     assert few.scales.isfinite().all()
     assert thinned(scene.gaussians, 100).means.shape[1] == 100

@@ -122,13 +122,15 @@ class Look:
         depth = torch.stack([zero, zero, 1 / z], dim=-1) - (self.depth_slopes[..., None, :] @ pixel_slope)[..., 0, :]
         by_point = torch.cat([color, depth[..., None, :]], dim=-2)  # (P,N,4,3)
         turned = by_point @ self.turn[:, None]
-        moved = -_cross_rows(turned, points)
-        by_first = torch.cat(
-            [turned, moved, (turned @ points[..., None]) * self.basis[..., None, :]], dim=-1
-        )  # (P,N,4,6+G)
-        own = torch.zeros_like(by_first[..., 6:])
-        own[..., 3, :] = -self.basis_there
-        by_second = torch.cat([-by_point, _cross_rows(by_point, there), own], dim=-1)
+        nodes = self.basis.shape[-1]
+        second = 6 + nodes  # where the parameters of the second view begin
+        jacobian = by_point.new_zeros(*by_point.shape[:3], 2 * second)  # (P,N,4,2M), filled in place
+        jacobian[..., :3] = turned
+        jacobian[..., 3:6] = -_cross_rows(turned, points)
+        torch.mul(turned @ points[..., None], self.basis[..., None, :], out=jacobian[..., 6:second])
+        jacobian[..., second : second + 3] = -by_point
+        jacobian[..., second + 3 : second + 6] = _cross_rows(by_point, there)
+        jacobian[..., 3, second + 6 :] = -self.basis_there
         residual = torch.cat([self.color_residual, self.depth_residual[..., None]], dim=-1)
         color_size = (self.color_residual / (2 * color_scale)).square().sum(dim=-1)
         depth_size = (self.depth_residual / (3 * depth_scale)).square()
@@ -137,9 +139,10 @@ class Look:
         trust_color = trust_depth / (1 + color_size).square()
         weights = torch.stack([trust_color / color_scale**2] * 3 + [trust_depth / depth_scale**2], dim=-1)
         weights = weights * self.weight[..., None]
-        jacobian = torch.cat([by_first, by_second], dim=-1).flatten(1, 2)
-        weighted = jacobian * weights.flatten(1)[..., None]
-        return weighted.transpose(1, 2) @ jacobian, (weighted * residual.flatten(1)[..., None]).sum(dim=1)
+        root = weights.sqrt()
+        jacobian = (jacobian.mul_(root[..., None])).flatten(1, 2)
+        residual = (residual * root).flatten(1)[..., None]
+        return jacobian.transpose(1, 2) @ jacobian, (jacobian.transpose(1, 2) @ residual)[..., 0]
 
 
 def _cross_rows(rows: Tensor, points: Tensor) -> Tensor:

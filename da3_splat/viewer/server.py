@@ -26,6 +26,7 @@ from da3_splat.viewer.drawing import (
     vertical_view,
 )
 from da3_splat.viewer.panels import CameraPanel, FlightPanel, RulerPanel
+from da3_splat.viewer.splats import Splats
 
 LOOPBACK = "127.0.0.1"
 MOST_POINTS = 200_000
@@ -47,9 +48,8 @@ class SceneViewer:
             self.server = viser.ViserServer(host=host, port=port, label="da3-splat", verbose=False)
         self.host, self.content = host, Content()
         self.frustums: list[viser.CameraFrustumHandle] = []
-        self.splats: viser.GaussianSplatHandle | None = None
+        self.splats = Splats(self.server)
         self.points: viser.PointCloudHandle | None = None
-        self.chunks: dict[int, viser.GaussianSplatHandle] = {}
         self.status = self.server.gui.add_markdown("waiting for a scene")
 
     @property
@@ -83,15 +83,14 @@ class SceneViewer:
 
     def show_chunk(self, view: int, gaussians: Gaussians, eye: Tensor | None = None) -> None:
         """The Gaussians (1,N) of one view, thinned, until `show_gaussians` brings those of all."""
-        self.chunks[view] = self._add_splats(f"/chunks/{view}", thinned(gaussians.detach().to("cpu"), CHUNK), eye)
+        self.splats.show(f"/chunks/{view}", splat_arrays(thinned(gaussians.detach().to("cpu"), CHUNK), eye))
         self.status.content = f"view {view + 1}: its Gaussians are there"
 
     def show_gaussians(self, gaussians: Gaussians, eye: Tensor | None = None) -> None:
         """These Gaussians (1,N) instead of those shown so far."""
-        self.splats = self._add_splats("/gaussians", gaussians.detach().to("cpu"), eye)
-        for chunk in self.chunks.values():
-            chunk.remove()
-        self.chunks = {}
+        self.splats.show("/gaussians", splat_arrays(gaussians.detach().to("cpu"), eye))
+        for name in [name for name in self.splats.sets if name.startswith("/chunks/")]:
+            self.splats.remove(name)
         self.status.content = f"{gaussians.means.shape[1]:,} Gaussians so far"
 
     # When it is there.
@@ -127,7 +126,7 @@ class SceneViewer:
     def _add_switches(self) -> None:
         gui, content = self.server.gui, self.content
         with gui.add_folder("Show"):
-            if self.splats is not None:
+            if content.gaussians is not None:
                 splats = gui.add_checkbox("Gaussians", True)
                 splats.on_update(lambda _: setattr(self.splats, "visible", splats.value))
             if content.views is not None:
@@ -140,7 +139,7 @@ class SceneViewer:
 
             cloud = self._cloud()
             if cloud is not None:
-                self._add_points(*cloud, visible=self.splats is None)
+                self._add_points(*cloud, visible=content.gaussians is None)
 
     def _cloud(self) -> tuple[np.ndarray, np.ndarray, bool] | None:
         """Points (P,3), colours (P,3), and whether they are in the order of their confidence."""
@@ -168,17 +167,6 @@ class SceneViewer:
         switch.on_update(lambda _: setattr(self.points, "visible", switch.value))
         share.on_update(lambda _: draw())
         draw()
-
-    def _add_splats(self, name: str, gaussians: Gaussians, eye: Tensor | None) -> viser.GaussianSplatHandle:
-        arrays = splat_arrays(gaussians, eye)
-        return self.server.scene.add_gaussian_splats(
-            name,
-            centers=arrays.centers,
-            covariances=arrays.covariances,
-            rgbs=arrays.colors,
-            opacities=arrays.opacities,
-            scale=arrays.unit,
-        )
 
     def _add_frustum(self, cameras: Cameras, view: int, picture: np.ndarray, size: float) -> viser.CameraFrustumHandle:
         wxyz, position = pose_of(cameras, view)

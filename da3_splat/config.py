@@ -18,8 +18,27 @@ UNREADABLE = (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, O
 def load_config(kind: type[Config], path: str | Path) -> Config:
     """The dataclass `kind` (nested ones, too) as the YAML file says, defaults for what it leaves out.
 
+    `extends: NAME.yaml` takes what this file does not say from another one of the same folder.
     ValueError names the file and the key that is unknown or of the wrong type.
     """
+    content = _content(path)
+    if "extends" in content:
+        base = content.pop("extends")
+        if not isinstance(base, str) or Path(base).name != base:
+            raise ValueError(f"{path}: extends: expected the name of a file beside this one, got {base!r:.100}")
+        under = _content(Path(path).parent / base)
+        if "extends" in under:
+            raise ValueError(f"{path}: {base} extends another one itself; one step is all")
+        content = _over(under, content)
+    try:
+        return dacite.from_dict(
+            kind, content, dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _number})
+        )
+    except (dacite.DaciteError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path}: {str(error):.500}") from error
+
+
+def _content(path: str | Path) -> dict:
     path = regular_file(path, most=SETTINGS_BYTES)
     try:
         content = yaml.load(path.read_text(), Loader=_Plain)
@@ -27,12 +46,16 @@ def load_config(kind: type[Config], path: str | Path) -> Config:
         raise ValueError(f"{path}: not readable as YAML ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected keys and values")
-    try:
-        return dacite.from_dict(
-            kind, content, dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _number})
-        )
-    except (dacite.DaciteError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{path}: {str(error):.500}") from error
+    return content
+
+
+def _over(under: dict, over: dict) -> dict:
+    """Keys of `over` where it has them, group by group; lists are taken whole."""
+    joined = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(under.get(key), dict)
+        joined[key] = _over(under[key], value) if both else value
+    return joined
 
 
 class _Plain(yaml.SafeLoader):

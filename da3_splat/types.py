@@ -38,6 +38,15 @@ class Record:
                     moved[item.name] = value.to(moved[item.name].device)
         return replace(self, **moved)
 
+    def pin_memory(self) -> Self:
+        """The same record in page-locked memory, from where a GPU fetches it while it computes; torch's loader asks."""
+        pinned = {
+            item.name: value.pin_memory()
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), (Tensor, Record))
+        }
+        return replace(self, **pinned)
+
     def item(self, index: int) -> Self:
         """One scene of the batch as a record of batch size 1 (not for Views that bring sparse points)."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}

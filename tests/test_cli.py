@@ -299,11 +299,14 @@ def test_zsh_reads_its_completion(tmp_path, capsys):
 def test_poses_from_colmap(captures, tmp_path, capsys):
     code, out, err = run(
         capsys, "reconstruct", captures / "fox" / "images", "--output", tmp_path, "--poses", "colmap",
-        "--resolution", 168, "--json",
+        "--resolution", 168, "--refine", 40, "--json",
     )  # fmt: skip
     assert code == 0, err
     report = json.loads(out.strip().splitlines()[-1])
     assert report["views"] >= 12 and report["scale_source"] == "sparse points" and report["poses"] == "colmap"
+    # COLMAP's points are the start, and its poses, which are not its last word, stay.
+    assert report["start"].startswith("sparse points") and report["refine_steps"] == 40
+    assert report["refined_psnr_db"] > 15
 
 
 def test_reconstruct_and_refine(tmp_path, capsys):

@@ -422,6 +422,18 @@ def test_recipes_that_do_not_load(tmp_path):
         with pytest.raises(ValueError, match=complaint) as caught:
             load_config(HeadRecipe, path)
         assert str(path) in str(caught.value)
+    for text, complaint in (
+        ("extends: ../base.yaml", "beside this one"),
+        ("extends: 3", "beside this one"),
+        ("extends: recipe.yaml", "one step"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=complaint):
+            load_config(HeadRecipe, path)
+    (tmp_path / "base.yaml").write_text("optimization: {rate: 1e-2, steps: 7}\nprecision: 32-true")
+    path.write_text("extends: base.yaml\noptimization: {rate: 1e-3}")
+    extended = load_config(HeadRecipe, path)
+    assert extended.optimization == OptimizationConfig(rate=1e-3, steps=7) and extended.precision == "32-true"
     path.write_text("optimization: {rate: 1e-3, steps: 7}")
     assert load_config(HeadRecipe, path).optimization == OptimizationConfig(rate=1e-3, steps=7)
     assert math.isclose(load_config(HeadRecipe, path).optimization.rate, 1e-3)

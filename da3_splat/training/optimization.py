@@ -134,7 +134,7 @@ class TrainingState:
         self.optimizer.zero_grad()
         for index, batch in enumerate(batches):
             with self.fabric.no_backward_sync(self.objective, enabled=index + 1 < len(batches)):
-                loss, parts = self.objective(_Sealed(batch.to(self.fabric.device)))
+                loss, parts = self.objective(_Sealed(batch.to(self.fabric.device, non_blocking=True)))
                 self.fabric.backward(loss / len(batches))
             for name, value in parts.items():
                 seen.setdefault(name, []).append(value)

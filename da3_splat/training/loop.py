@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from da3_splat.training.optimization import TrainingState

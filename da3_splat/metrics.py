@@ -29,12 +29,13 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     return scores
 
 
-def absolute_relative_error(depth: Tensor, target: Tensor) -> Tensor:
-    """Mean |s depth - target| / target (B) over pixels with target > 0, s the median ratio of each item (B,...)."""
+def absolute_relative_error(depth: Tensor, target: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Mean |s depth - target| / target (B) over pixels with target > 0; s is `scale` (B), or without one the median
+    ratio of each item (B,...)."""
     scores = []
-    for predicted, true in zip(depth, target):
+    for item, (predicted, true) in enumerate(zip(depth, target)):
         valid = true > 0
-        ratio = (true[valid] / predicted[valid]).median()
+        ratio = (true[valid] / predicted[valid]).median() if scale is None else scale[item]
         scores.append(((ratio * predicted[valid] - true[valid]).abs() / true[valid]).mean())
     return torch.stack(scores)
 

@@ -6,7 +6,9 @@
 
 Novel views: 2, 4 or 8 posed contexts (nested, same targets), PSNR over whole pictures. Poses and depth: 4 views without
 poses. Trivial answers: every context a plane at the mean of its scene's true depth; the picture (or the pose) of the
-nearest context; for poses also a step to the side without a turn, which fits cameras on an arc.
+nearest context; for poses also a step to the side without a turn, which fits cameras on an arc. Depth of the network
+alone is scored once more with the poses given, in the units of the true cameras (scaled by the distances between those
+that it says).
 """
 
 import json
@@ -26,9 +28,11 @@ from da3_splat import load_model, load_views, render
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.data.view_selection import pose_distance
 from da3_splat.fusion.fuse import FusionConfig, fuse
+from da3_splat.geometry.frames import cameras_for_encoder
 from da3_splat.heads.plain import PlainHead
 from da3_splat.io.depth_maps import depth_files, read_depth
 from da3_splat.metrics import absolute_relative_error, pose_auc, pose_errors, psnr
+from da3_splat.training.fixed_worlds import error_in_units
 from da3_splat.types import Geometry, Views
 
 HEIGHT, WIDTH, FIRST_SEED = 168, 224, 20_000_000  # training uses seeds from 5 and 200 million on
@@ -36,6 +40,7 @@ VIEWS = 11  # on one arc
 TARGETS = (2, 5, 8)
 CONTEXTS = {2: [0, 10], 4: [0, 3, 7, 10], 8: [0, 1, 3, 4, 6, 7, 9, 10]}
 POSES, DEPTH = "poses, 4 unposed views (AUC30)", "depth, 4 unposed views (AbsRel)"
+UNITS = "depth in the cameras' units (AbsRel)"
 
 
 @dataclass
@@ -108,6 +113,17 @@ def unposed(model, views: Views, truth: Geometry) -> tuple[dict[str, torch.Tenso
     )
 
 
+@torch.no_grad()
+def told_poses(model, views: Views, truth: Geometry) -> dict[str, float]:
+    """AbsRel of the network alone on 4 views in the units of the true cameras, without and with poses given."""
+    views, truth = views.select(CONTEXTS[4]), truth.select(CONTEXTS[4])
+    answers = {"without poses": None, "poses given": cameras_for_encoder(truth.cameras)}
+    return {
+        name: float(error_in_units(model.network(views.images, cameras), truth.cameras, truth.depth)[0])
+        for name, cameras in answers.items()
+    }
+
+
 def given_worlds(folder: Path) -> Iterator[tuple[Views, Geometry]]:
     """Worlds of others: eleven evenly spaced views of each capture that brings depth maps."""
     found = sorted(folder.rglob("transforms.json"))
@@ -138,7 +154,7 @@ def main(settings: Settings) -> None:
         pairs, depths, seconds = unposed(model, views, truth)
         times.append(seconds)
         rows |= {POSES: {name: float(pose_auc(error[None], 30)[0]) * 100 for name, error in pairs.items()}}
-        rows |= {DEPTH: depths}
+        rows |= {DEPTH: depths, UNITS: told_poses(model, views, truth)}
         for row, cells in rows.items():
             for name, value in cells.items():
                 seen.setdefault(row, {}).setdefault(name, []).append(value)
@@ -146,7 +162,11 @@ def main(settings: Settings) -> None:
     print(f"{len(times)} worlds at {WIDTH}x{HEIGHT}, {settings.model}; 4 unposed photos to a splat: {min(times):.1f} s")
     missed = []
     for row, cells in means.items():
-        print(f"{row:32}" + "".join(f"{name} {value:.3f}   " for name, value in cells.items()))
+        print(f"{row:38}" + "".join(f"{name} {value:.3f}   " for name, value in cells.items()))
+        if row == UNITS:
+            if cells["poses given"] >= cells["without poses"]:
+                missed.append("giving poses does not improve depth")
+            continue
         others = [value for name, value in cells.items() if name not in ("model", "network alone")]
         if not (cells["model"] < min(others) if row == DEPTH else cells["model"] > max(others)):
             missed.append(f"{row}: not better than every trivial answer")

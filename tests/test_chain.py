@@ -13,8 +13,15 @@ from da3_splat.backbone.dpt import DualDPT, SeparateDPT
 from da3_splat.backbone.presets import Preset, build_backbone
 from da3_splat.data.synthetic_batches import StepSampler, WorldsConfig, make_batch
 from da3_splat.training import fixed_worlds
-from da3_splat.training.fixed_worlds import FixedBatches, make_fixed_worlds, student_scores, with_labels
+from da3_splat.training.fixed_worlds import (
+    FixedBatches,
+    error_in_units,
+    make_fixed_worlds,
+    student_scores,
+    with_labels,
+)
 from da3_splat.training.geometry import STUDENT_TERMS, StudentObjective
+from da3_splat.types import Geometry
 
 ROOT = Path(__file__).parents[1]
 SMALL = Preset(48, 4, 3, (0, 1, 2, 3), 2, 16, (16, 16, 16, 16), camera_heads=3, camera_blocks=1)
@@ -90,8 +97,24 @@ def test_students_of_other_kinds(options, worlds):
     untouched = {name for name, p in network.named_parameters() if p.grad is None}
     assert untouched <= {"backbone.camera_token"}  # the cameras are given
     scores = student_scores(network, worlds)
-    assert set(scores) == {"auc30_head", "auc30_rays", "abs_rel", "abs_rel_given_poses", "edge_error"}
+    depth = {"abs_rel", "abs_rel_given_poses", "abs_rel_units", "abs_rel_units_given_poses"}
+    assert set(scores) == {"auc30_head", "auc30_rays", "edge_error"} | depth
     assert all(0 <= value < 1000 for value in scores.values())
+
+
+def test_depth_in_the_units_of_the_cameras(worlds):
+    """Exact geometry in other units is without error; depth too large for its cameras by a tenth has one of a tenth."""
+    truth = worlds.truth
+    cameras = replace(truth.cameras, world_to_camera=truth.cameras.world_to_camera.clone())
+    cameras.world_to_camera[..., :3, 3] *= 3
+    said = Geometry(depth=3 * truth.depth, cameras=cameras)
+    assert error_in_units(said, truth.cameras, truth.depth).abs().max() < 1e-4
+    larger = replace(said, depth=1.1 * said.depth)
+    torch.testing.assert_close(
+        error_in_units(larger, truth.cameras, truth.depth), torch.full((len(truth.depth),), 0.1), atol=1e-4, rtol=0
+    )
+    still = replace(said, cameras=replace(cameras, world_to_camera=torch.eye(4).expand_as(cameras.world_to_camera)))
+    assert torch.equal(error_in_units(still, truth.cameras, truth.depth), torch.ones(len(truth.depth)))
 
 
 def test_terms_of_the_student():

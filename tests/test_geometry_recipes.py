@@ -29,9 +29,7 @@ from da3_splat.data.geometry_mixture import LabelUse, MixedBatches, SourceConfig
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.data.synthetic_batches import StepSampler, WorldsConfig, batch_shape, make_batch
 from da3_splat.io.frames import Frame
-from da3_splat.training.geometry import StudentObjective
 from da3_splat.training.geometry_recipe import GeometryRecipe, build_network, build_objective, parameter_groups
-from da3_splat.training.optimization import OptimizationConfig, TrainingState, launch
 from da3_splat.training.single_view import (
     MetricObjective,
     MonoObjective,
@@ -73,22 +71,6 @@ def test_one_eight_and_128_gpus_take_the_same_steps(recipes):
         assert processes * fewer.optimization.accumulate == 128 == 128 * whole.optimization.accumulate
         assert (fewer.worlds, fewer.sources, fewer.labels) == (whole.worlds, whole.sources, whole.labels)
         assert replace(fewer.optimization, accumulate=1) == whole.optimization
-
-
-def test_one_part_of_a_network_learns_alone():
-    """With `learned` nothing else moves, so that answers without poses stay the same to the last bit."""
-    torch.manual_seed(0)
-    recipe = GeometryRecipe(learned=("cam_enc",), worlds=WorldsConfig(((28, 42),), (2,), 4 * 28 * 42, given_share=1.0))
-    network = build_network(recipe)
-    objective = StudentObjective(network)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
-    state = TrainingState(launch(), objective, parameter_groups(recipe, objective), OptimizationConfig(steps=3))
-    for position in range(3):
-        state.advance([make_batch(recipe.worlds, position)])
-    moved = {name.split(".")[0] for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved == {"cam_enc"}
-    with pytest.raises(ValueError, match="no part named wings"):
-        parameter_groups(replace(recipe, learned=("wings",)), objective)
 
 
 def test_student_batches_keep_to_the_token_budget(recipes):

@@ -15,7 +15,7 @@ from da3_splat.data.measurement import Measurement, measure
 from da3_splat.data.sequences import items_from
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.data.synthetic_batches import GeometryBatch, StepSampler, batch_shape
-from da3_splat.geometry.frames import cameras_for_encoder
+from da3_splat.geometry.frames import baseline_scale, cameras_for_encoder
 from da3_splat.metrics import absolute_relative_error, pose_auc, pose_errors
 from da3_splat.training.pseudo_labels import LabelConfig, align_to_measured
 from da3_splat.training.single_view import predict_maps
@@ -103,8 +103,10 @@ class FixedBatches(IterableDataset):
 def student_scores(network: DepthAnything3, worlds: FixedWorlds) -> dict[str, float]:
     """Means over the worlds: AUC30 (0 to 100) of camera head and of rays, AbsRel of depth without and with poses given.
 
-    Depth counts up to one scale a world (see `absolute_relative_error`); `edge_error` is the mean difference of
-    neighbours' log depth, in x, where the truth has a step of more than 10 %.
+    Depth counts up to one scale a world (`abs_rel`, see `absolute_relative_error`), and in the units of the true
+    cameras (`abs_rel_units`): scaled by the distances between the cameras that the network says, which is how a
+    reconstruction gets its scale. `edge_error` is the mean difference of neighbours' log depth, in x, where the truth has a step of
+    more than 10 %.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -123,10 +125,17 @@ def student_scores(network: DepthAnything3, worlds: FixedWorlds) -> dict[str, fl
         for name, said in (("auc30_head", head), ("auc30_rays", alone.known_cameras)):
             errors = pose_errors(said, cameras)
             found.setdefault(name, []).append(100 * pose_auc(errors, 30))
-        found.setdefault("abs_rel", []).append(absolute_relative_error(alone.depth, depth))
-        found.setdefault("abs_rel_given_poses", []).append(absolute_relative_error(told.depth, depth))
+        for name, said in (("", replace(alone, cameras=head)), ("_given_poses", told)):
+            found.setdefault(f"abs_rel{name}", []).append(absolute_relative_error(said.depth, depth))
+            found.setdefault(f"abs_rel_units{name}", []).append(error_in_units(said, cameras, depth))
         found.setdefault("edge_error", []).append(_edge_error(alone.depth, depth))
     return {name: float(torch.cat(values).mean()) for name, values in found.items()}
+
+
+def error_in_units(said: Geometry, cameras: Cameras, depth: Tensor) -> Tensor:
+    """AbsRel (B) of depth scaled by the distances between the cameras; 1 where the network says that none has moved."""
+    scale = baseline_scale(said.known_cameras, cameras).nan_to_num(0.0)
+    return absolute_relative_error(said.depth, depth, scale)
 
 
 def _edge_error(depth: Tensor, truth: Tensor) -> Tensor:

@@ -43,8 +43,6 @@ class GeometryRecipe:
     """with several processes: whole copies of the network, or its parameters and optimizer shared out"""
     checkpointing: bool = False
     """compute the transformer's blocks again on the way back: less memory, a third more time"""
-    learned: tuple[str, ...] = ()
-    """parts of the network that learn, such as cam_enc, all others as they started; none named: everything"""
     worlds: WorldsConfig = field(default_factory=WorldsConfig)
     """sizes, view counts and the budget of every batch, of whatever source"""
     sources: tuple[SourceConfig, ...] = ()
@@ -108,18 +106,12 @@ def build_objective(recipe: GeometryRecipe, network: DepthAnything3) -> nn.Modul
 
 
 def parameter_groups(recipe: GeometryRecipe, objective: nn.Module) -> dict[float, list[nn.Parameter]]:
-    """Learning rate -> the parameters that learn so: the transformer at `backbone_rate` where the recipe gives one.
-    ValueError where a part that is to learn is not there."""
+    """Learning rate -> the parameters that learn so: the transformer at `backbone_rate` where the recipe gives one."""
     rates = recipe.optimization
-    network = objective.get_submodule("network")
-    if unknown := set(recipe.learned) - {name for name, _ in network.named_children()}:
-        raise ValueError(f"learned: {recipe.preset} has no part named {', '.join(sorted(unknown))}")
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in objective.named_parameters():
         if recipe.objective == "patches" and ".head." in name:
             continue  # the dense heads are not run
-        if recipe.learned and name.startswith("network.") and name.split(".")[1] not in recipe.learned:
-            continue
         transformer = name.startswith("network.backbone.") and rates.backbone_rate > 0
         groups.setdefault(rates.backbone_rate if transformer else rates.rate, []).append(parameter)
     return groups

@@ -105,8 +105,8 @@ def student_scores(network: DepthAnything3, worlds: FixedWorlds) -> dict[str, fl
 
     Depth counts up to one scale a world (`abs_rel`, see `absolute_relative_error`), and in the units of the true
     cameras (`abs_rel_units`): scaled by the distances between the cameras that the network says, which is how a
-    reconstruction gets its scale. `edge_error` is the mean difference of neighbours' log depth, in x, where the truth has a step of
-    more than 10 %.
+    reconstruction gets its scale. `edge_error` is the mean difference of neighbours' log depth, in x, where the truth
+    has a step of more than 10 %.
     """
     network.eval()
     device = next(network.parameters()).device

@@ -12,8 +12,11 @@ made sparse and noisy, with a stand-in for a teacher: their exact depth, bent.
 """
 
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during these imports ends it without a traceback
 
 import base64
 import html

@@ -11,8 +11,11 @@ line names the weights, which are the averaged ones.
 """
 
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must not take the workers' cores
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during these imports ends it without a traceback
 
 import json
 import resource

@@ -9,8 +9,11 @@ model.safetensors, which `load_model`, `da3-splat --model` and `ns-train da3-spl
 """
 
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: waiting threads must not take the workers' cores
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during these imports ends it without a traceback
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

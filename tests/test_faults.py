@@ -223,6 +223,19 @@ def test_ctrl_c_ends_a_training_after_its_step(tmp_path):
     assert (state.step, state.saved) == (3, 3) and signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_while_a_script_imports_says_nothing():
+    script = str(ROOT / "scripts" / "train_geometry.py")
+    started = f"print('on', flush=True); import runpy; runpy.run_path({script!r}, run_name='__main__')"
+    with subprocess.Popen(
+        [sys.executable, "-c", started], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "on\n"
+        time.sleep(0.5)  # it is in `import torch`, which takes seconds
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and err == ""
+
+
 def test_readers_leave_ctrl_c_to_the_first_process():
     """They died of it first, and the run ended in "no such file" without a checkpoint."""
     from da3_splat.training.loop import _end_quietly

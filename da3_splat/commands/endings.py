@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,10 @@ INTERRUPTED = 130
 
 @contextmanager
 def one_line(program: str) -> Iterator[None]:
-    """Turns bad input, and what a disk refuses, into one line and exit code 2, Ctrl-C into one line and 130."""
+    """Turns bad input, and what a disk refuses, into one line and exit code 2, Ctrl-C into one line and 130 (also where
+    a script has let it end the process while it imported)."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     before = threading.excepthook
     threading.excepthook = lambda found: _of_a_thread(program, found, before)
     try:

@@ -46,7 +46,8 @@ da3_splat_method = MethodSpecification(
             ),
         ),
         optimizers={
-            # As in refinement.py: high, because a start that is nearly right needs minutes, not hours.
+            # High, because a start that is nearly right needs minutes, not hours. refinement.py, which splits nothing,
+            # has higher ones still, and forgets its gradients faster than Nerfstudio's optimizers can be told to.
             "means": _adam(6e-3),
             "scales": _adam(4e-2, to=0.1),
             "quats": _adam(1e-2, to=0.1),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from browser import open_page, picture, wait_for
 from captures import small_capture
+from PIL import Image
 from scenes import random_gaussians
 from test_cli import run
 
@@ -64,6 +65,23 @@ def test_in_a_browser(tmp_path, capsys):
         page.mouse.move(300, 170, steps=3)
         page.mouse.up()
         wait_for(page, lambda: np.abs(picture(page) - before).mean() > 0.02)
+
+        # Two fingers that spread: what was in the middle fills the picture.
+        page.reload()
+        wait_for(page, lambda: page.evaluate("document.body.dataset.frames"))
+        fingers = page.context.new_cdp_session(page)
+        for kind, apart in (("touchStart", 60), ("touchMove", 75), ("touchMove", 90)):
+            points = [{"x": 240 - apart, "y": 150, "id": 0}, {"x": 240 + apart, "y": 150, "id": 1}]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        wait_for(page, lambda: np.abs(picture(page) - before).mean() > 0.02)
+        page.wait_for_timeout(500)
+        after = picture(page)
+    crop = Image.fromarray(np.uint8(255 * before[50:250, 80:400])).resize((480, 300))
+    larger = np.asarray(crop, np.float32) / 255
+    middle = (slice(60, 240), slice(90, 390))
+    alike = [np.corrcoef(after[middle].ravel(), shown[middle].ravel())[0, 1] for shown in (larger, before)]
+    assert alike[0] > alike[1] + 0.2, alike  # not one: what is near comes nearer
     ours = _rendering(tmp_path / "scene", header, height, width)
     signal = -10 * math.log10(np.square(before[:-30] - ours[:-30]).mean())
     assert before.std() > 0.03 and signal > 30, signal

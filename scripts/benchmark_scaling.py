@@ -93,8 +93,8 @@ def measure(kind: str, views: int, folder: Path) -> dict[str, float]:
         return {}
     preset = "da3-small" if kind == "small" else "mini"
     model = load_model("mini") if preset == "mini" else create_model(preset, head="plain").eval()
+    start = held_mb() - given.images.numel() * 4 / 2**20  # what the next line leaves behind is used again
     rates = measure_rates(model, *size)
-    start = held_mb() - given.images.numel() * 4 / 2**20
     forget_peak()  # of making and measuring
     began, cpu = time.perf_counter(), time.process_time()
     if kind == "chunks":

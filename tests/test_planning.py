@@ -1,6 +1,7 @@
 """The planner: parts by hand, growth with views, what is chosen within a limit, one clear line where nothing fits."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -95,3 +96,14 @@ def test_views_on_disk_are_those_in_memory(tmp_path, monkeypatch):
     assert torch.equal(mapped.images, whole.images) and torch.equal(mapped.points, whole.points)
     assert torch.equal(mapped.cameras.world_to_camera, whole.cameras.world_to_camera)
     assert mapped.names == whole.names and mapped.windows == whole.windows and mapped.masks is None
+
+
+def test_long_reconstructions_are_told_how_long(tmp_path, monkeypatch, capsys):
+    """From LONG views on the machine is measured first; before, the plan is not even mentioned."""
+    capture = small_capture(tmp_path / "capture", views=3)
+    arguments = ("reconstruct", capture, "--resolution", 56, "--output")
+    code, _, err = run(capsys, *arguments, tmp_path / "short")
+    assert code == 0 and "one pass over" not in err
+    monkeypatch.setattr(memory, "LONG", 3)
+    code, _, err = run(capsys, *arguments, tmp_path / "long")
+    assert code == 0 and re.search(r"one pass over 3 views, about \d\.\d GB, \d+ s", err), err

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 READ_AT_A_TIME = 32
 LEFT_FREE = 0.1  # of the memory that is free now
+LONG = 60  # views from which on it is measured, in some seconds, how long they will take
 
 
 def planned(
@@ -28,7 +29,7 @@ def planned(
     """What fits into `limit` (8GB; nothing: what is free). None where nobody can say: a model of another kind, or a GPU
     whose limit was not given. ValueError where nothing fits."""
     from da3_splat.backbone.presets import NESTED, PRESETS
-    from da3_splat.planning import held_mb, make_plan, parse_memory
+    from da3_splat.planning import held_mb, make_plan, measure_rates, parse_memory
 
     preset, (height, width) = model.config.preset, views.images.shape[-2:]
     held = held_mb()
@@ -36,7 +37,9 @@ def planned(
     if preset not in (*PRESETS, *NESTED) or (not limit and chunk is None and next(model.parameters()).is_cuda):
         return None
     start = held - 12 * views.images[0, :, 0].numel() / 2**20
-    return make_plan(preset, views.images.shape[1], height, width, most, start, None, chunk, overlap, fusion)
+    count = views.images.shape[1]
+    rates = measure_rates(model, height, width) if count >= LONG else None
+    return make_plan(preset, count, height, width, most, start, rates, chunk, overlap, fusion)
 
 
 def carried_out(

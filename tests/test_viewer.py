@@ -246,7 +246,10 @@ def test_in_a_browser(made):
 
         def clicked() -> bool:
             """A slow machine may not have drawn what is under the pointer when the click comes: then once more."""
-            x, y = min(_spot(viewer, client.camera, view) for view in range(len(places)))
+            spots = [_spot(viewer, client.camera, view) for view in range(len(places))]
+            over = page.evaluate("(all) => all.map(([x, y]) => document.elementFromPoint(x, y)?.tagName)", spots)
+            assert "CANVAS" in over, f"something lies over all cameras at {spots}: {over}"
+            x, y = min(spot for spot, element in zip(spots, over) if element == "CANVAS")
             page.mouse.move(x - 40, y - 40)
             page.wait_for_timeout(500)
             page.mouse.move(x, y)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import dacite
 import yaml
 
-from da3_splat.limits import SETTINGS_BYTES, regular_file
+from da3_splat.limits import SETTINGS_BYTES, inside, regular_file
 
 Config = TypeVar("Config")
 # What the parser raises for what is none, and its constructors for tags with nonsense behind them.
@@ -24,12 +24,12 @@ def load_config(kind: type[Config], path: str | Path) -> Config:
     content = _content(path)
     if "extends" in content:
         base = content.pop("extends")
-        if not isinstance(base, str) or Path(base).name != base:
+        if not isinstance(base, str) or Path(base).name != base or len(base) > 200:
             raise ValueError(f"{path}: extends: expected the name of a file beside this one, got {base!r:.100}")
-        under = _content(Path(path).parent / base)
+        under = _content(inside(Path(path).parent, base, str(path)))
         if "extends" in under:
             raise ValueError(f"{path}: {base} extends another one itself; one step is all")
-        content = _over(under, content)
+        content, path = _over(under, content), f"{path} (extends {base})"
     try:
         return dacite.from_dict(
             kind, content, dacite.Config(strict=True, cast=[tuple, Path], type_hooks={float: _number})

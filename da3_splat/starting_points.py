@@ -53,28 +53,18 @@ def starting_gaussians(scene: Scene, views: Views, max_gaussians: int = 60_000, 
 def start_from_network(
     model: Da3Splat, views: Views, max_gaussians: int = 60_000, looks_right: bool = False, **options
 ) -> Start:
-    """`starting_gaussians` of what `model` makes of `views`, without making what would be thrown away: where the
-    network's depth is off at the sparse points, its Gaussians are neither laid nor merged (of 21 views a tenth of the
-    time). `options` are those of `Da3Splat.reconstruct`."""
+    """Gaussians to refine from the pictures themselves, on the CPU: the network's depth, as it says it of each view, is
+    held against the sparse points first. Where it is off, nothing is made to agree, laid or merged (of 21 views a
+    tenth of the time); else this is `starting_gaussians` of `model.reconstruct(views)`, for which the network, a
+    thirtieth of that, runs once more. `options` are those of `Da3Splat.reconstruct`."""
+    views = views.to("cpu")
     if views.points is not None and views.cameras is not None:
-        geometry = model.observe(views, fusion=NO_FUSION).geometry.to("cpu")
+        asked = {key: value for key, value in options.items() if key not in ("fusion", "progress", "watch")}
+        geometry = model.observe(views, fusion=NO_FUSION, **asked).geometry.to("cpu")
         judged = _judged(geometry, views)
         if not isinstance(judged, str):
             return _from_points(geometry, views, judged, max_gaussians, looks_right)
     return starting_gaussians(model.reconstruct(views, **options).to("cpu"), views, max_gaussians, looks_right)
-
-
-def _judged(geometry: Geometry, views: Views) -> str | _AtPoints:
-    """Why the network's Gaussians are taken; or, where the sparse points lead, what the depth is at them."""
-    if views.points is None:
-        return "network"
-    hits = sparse_depth_ratios(geometry.depth, views)
-    error = _median_error(hits)
-    if error is None:
-        return "network; too few sparse points are in view"
-    if error <= STRONG_ERROR:
-        return f"network; its depth is {100 * error:.1f} % off at the sparse points"
-    return _AtPoints(hits, error)
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,21 @@ class _AtPoints:
     error: float
 
 
+def _judged(geometry: Geometry, views: Views) -> str | _AtPoints:
+    """Why the network's Gaussians are taken; or, where the sparse points lead, what the depth is at them."""
+    if views.points is None or views.cameras is None:
+        return "network"
+    hits = sparse_depth_ratios(geometry.depth, views)
+    error = _median_error(hits)
+    if error is None:
+        return "network; too few sparse points are in view"
+    if error <= STRONG_ERROR:
+        return f"network; its depth is {100 * error:.1f} % off at the sparse points"
+    return _AtPoints(hits, error)
+
+
 def _from_points(geometry: Geometry, views: Views, found: _AtPoints, max_gaussians: int, looks_right: bool) -> Start:
+    """A start that the sparse points lead, as `starting_gaussians` says."""
     assert views.points is not None, "judged by them"
     depth = torch.stack([_corrected(geometry.depth[0, i], hit) for i, hit in enumerate(found.hits)])[None]
     away = f"(the network's depth is {100 * found.error:.0f} % off there)"

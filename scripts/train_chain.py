@@ -303,7 +303,9 @@ def main(settings: Settings) -> None:
         for name in settings.only:
             network, result = train_student(settings, name, seed, worlds)
             path = settings.output / f"{name.replace(' ', '-')}-{seed}" / "scores.json"
-            scores = json.loads(path.read_text()) if path.is_file() else student_scores(network, held_out)
+            scores = json.loads(path.read_text()) if path.is_file() else {}
+            if "abs_rel_units" not in scores:  # none yet, or those of an older version
+                scores = student_scores(network, held_out)
             write_json(path, scores)
             figures["scores"].setdefault(name, []).append(scores)
             shown.setdefault(name, network)

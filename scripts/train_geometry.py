@@ -3,7 +3,7 @@
     uv run python scripts/train_geometry.py --config configs/geometry/mini-patches.yaml --output outputs/mini/patches
     uv run python scripts/train_geometry.py --config configs/geometry/mini.yaml --output outputs/mini/geometry \\
         --start outputs/mini/patches/geometry.safetensors --minutes 30
-    torchrun --nproc-per-node 8 scripts/train_geometry.py --config configs/geometry/student.yaml --output ...
+    torchrun --nproc-per-node 8 scripts/train_geometry.py --config configs/geometry/student-8gpu.yaml --output ...
 
 Every batch is a function of the step's number. A run may go on with another number of processes: the weights, averages
 and the schedule do, and the batches are from there on those of the new number. Pictures are in tensorboard. The last
@@ -81,7 +81,9 @@ def main(settings: Settings) -> None:
     if (settings.output / CHECKPOINT).exists():
         sampler.load_state_dict(state.load(settings.output / CHECKPOINT))
         console.print(f"resumed at step {state.step}")
-    loader = make_loader(build_batches(recipe, sampler, optimization.steps), settings.workers)
+    loader = make_loader(
+        build_batches(recipe, sampler, optimization.steps), settings.workers, fabric.device.type == "cuda"
+    )
     check_writable(settings.output)  # tensorboard would say so from a thread of its own
     writer = SummaryWriter(str(settings.output)) if fabric.global_rank == 0 else None
     shown = writer if recipe.strategy == "ddp" else None

@@ -223,14 +223,24 @@ def test_ctrl_c_ends_a_training_after_its_step(tmp_path):
     assert (state.step, state.saved) == (3, 3) and signal.getsignal(signal.SIGINT) is before
 
 
+def _catches(process: int, number: int) -> bool:
+    mask = Path(f"/proc/{process}/status").read_text().split("SigCgt:")[1].split()[0]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def test_ctrl_c_while_a_script_imports_says_nothing():
     script = str(ROOT / "scripts" / "train_geometry.py")
     started = f"print('on', flush=True); import runpy; runpy.run_path({script!r}, run_name='__main__')"
     with subprocess.Popen(
-        [sys.executable, "-c", started], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", started],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background
     ) as process:
         assert process.stdout.readline() == "on\n"
-        time.sleep(0.5)  # it is in `import torch`, which takes seconds
+        while _catches(process.pid, signal.SIGINT):  # until the script's first lines have run
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT and err == ""

@@ -96,6 +96,18 @@ def test_normal_equations_are_the_derivatives():
     gradient = jacobian.T @ (weights * residuals(start).double())
     assert torch.allclose(right[0].double(), gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
 
+    # Narrow scales, by hand: depth that is denied weighs little, and its colour less.
+    look.color_residual = 0.3 * torch.rand_like(look.color_residual)
+    normal, right = look.normal_equations(0.3, 0.02)
+    color, depth = look.color_residual[0].double(), look.depth_residual[0].double()
+    trust = (1 + (depth / (3 * 0.02)) ** 2) ** -2
+    of_color = trust * (1 + (color / (2 * 0.3)).square().sum(dim=-1)) ** -2 / 0.3**2
+    weights = torch.stack([of_color, of_color, of_color, trust / 0.02**2], dim=-1) * look.weight[0][:, None]
+    want = (jacobian * weights.flatten()[:, None]).T @ jacobian
+    assert torch.allclose(normal[0].double(), want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
+    gradient = jacobian.T @ (weights * torch.cat([color, depth[:, None]], dim=-1)).flatten()
+    assert torch.allclose(right[0].double(), gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()))
+
 
 def test_maps_between_pixels_are_bilinear():
     """Against torch's own sampler, the border continued; slopes are central differences."""

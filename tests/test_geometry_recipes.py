@@ -69,8 +69,8 @@ def test_one_eight_and_128_gpus_take_the_same_steps(recipes):
     for processes in (1, 8):
         fewer = recipes[f"student-{processes}gpu"]
         assert processes * fewer.optimization.accumulate == 128 == 128 * whole.optimization.accumulate
-        assert (fewer.worlds, fewer.sources, fewer.labels) == (whole.worlds, whole.sources, whole.labels)
-        assert replace(fewer.optimization, accumulate=1) == whole.optimization
+        same = replace(fewer.optimization, accumulate=1)
+        assert replace(fewer, preset=whole.preset, strategy=whole.strategy, optimization=same) == whole
 
 
 def test_student_batches_keep_to_the_token_budget(recipes):

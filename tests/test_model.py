@@ -310,6 +310,8 @@ def test_starting_gaussians_choose_their_source(mini, tmp_path):
     alone = replace(views, points=None)
     quick, whole = start_from_network(mini, alone, 3000), starting_gaussians(mini.reconstruct(alone), alone, 3000)
     assert quick.source == "network" and torch.equal(quick.gaussians.means, whole.gaussians.means)
+    nowhere = replace(views, cameras=None)  # points alone say nothing of where they are seen
+    assert start_from_network(mini, nowhere, 3000).source == "network"
     few = gaussians_at_points(views.points[:1], None)
     assert few.scales.isfinite().all()
     assert thinned(scene.gaussians, 100).means.shape[1] == 100

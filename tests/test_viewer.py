@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from da3_splat.geometry.rotations import quaternion_to_matrix
 from da3_splat.scene_folder import load_scene, save_scene
 from da3_splat.spherical_harmonics import rgb_to_dc
 from da3_splat.types import Gaussians, Geometry, Views
+from da3_splat.viewer import splats
 from da3_splat.viewer.content import content_of, load_content
 from da3_splat.viewer.drawing import (
     frustum_size,
@@ -95,6 +97,48 @@ def test_splats_are_what_the_renderer_draws():
     assert np.allclose(splat_arrays(gaussians).colors[0], [0.6, 0.4, 0.5], atol=1e-6)
     many = splat_arrays(random_gaussians(count=200))
     assert np.abs(many.covariances).max() < np.finfo(np.float16).max and np.isfinite(many.covariances).all()
+
+
+class _Page:
+    """Of a viser server and its browsers, what `Splats` uses: who is there, and what each has been sent."""
+
+    def __init__(self):
+        self.scene, self.clients, self.sent, self.removed = self, {}, [], []
+
+    def add_gaussian_splats(self, name, **arrays):
+        self.sent.append((name, arrays.get("visible", True)))
+        return SimpleNamespace(visible=True, remove=lambda: self.removed.append(name))
+
+    def on_client_connect(self, welcome):
+        self.welcome = welcome
+
+    def on_client_disconnect(self, forget):
+        self.forget = forget
+
+    def get_clients(self):
+        return self.clients
+
+
+def test_every_browser_gets_all_sets_and_those_that_left_are_forgotten(monkeypatch):
+    monkeypatch.setattr(splats, "HEAD_START", 0.0)
+    server, first, late, gone = _Page(), _Page(), _Page(), _Page()
+    for number, client in enumerate((first, late, gone)):
+        client.client_id = number
+    shown, arrays = splats.Splats(server), splat_arrays(random_gaussians(count=3))
+    assert [name for name, _ in server.sent] == ["/unseen"]
+    server.clients = {0: first}
+    server.welcome(first)
+    shown.show("/a", arrays)
+    shown.show("/b", arrays)
+    shown.visible = False
+    server.clients[1] = late
+    server.welcome(late)
+    server.welcome(gone)  # left before its turn
+    assert first.sent == [("/a", True), ("/b", True)] and late.sent == [("/a", False), ("/b", False)]
+    assert not gone.sent and set(shown.handles) == {0, 1} and not shown.handles[0]["/a"].visible
+    shown.remove("/a")
+    server.forget(first)
+    assert first.removed == late.removed == ["/a"] and set(shown.handles) == {1} and set(shown.sets) == {"/b"}
 
 
 def test_a_click_finds_the_wall():

@@ -29,6 +29,7 @@ def planned(
     """What fits into `limit` (8GB; nothing: what is free). None where nobody can say: a model of another kind, or a GPU
     whose limit was not given. ValueError where nothing fits."""
     from da3_splat.backbone.presets import NESTED, PRESETS
+    from da3_splat.commands.terminal import note
     from da3_splat.planning import held_mb, make_plan, measure_rates, parse_memory
 
     preset, (height, width) = model.config.preset, views.images.shape[-2:]
@@ -38,7 +39,11 @@ def planned(
         return None
     start = held - 12 * views.images[0, :, 0].numel() / 2**20
     count = views.images.shape[1]
-    rates = measure_rates(model, height, width) if count >= LONG else None
+    plan = make_plan(preset, count, height, width, most, start, None, chunk, overlap, fusion)
+    if count < LONG:
+        return plan
+    note(f"{count} views: measuring how long they will take here")
+    rates = measure_rates(model, height, width)
     return make_plan(preset, count, height, width, most, start, rates, chunk, overlap, fusion)
 
 

@@ -69,7 +69,7 @@ def reach_consensus(
     """Corrections of one scene: geometry and images (1,S,3,H,W) of batch size 1. Cameras that are `fixed` (S) bool,
     because their poses were given, are not touched; pixels outside `usable` (1,S,H,W) are not asked.
 
-    Cost: iterations * views * neighbours * samples; 24 views of 168x224 take about ten seconds on two cores.
+    Cost: iterations * views * neighbours * samples; 24 views of 168x126 take some five seconds on two cores.
     """
     scene = _Scene(geometry, images, config, usable)
     start = CorrectedViews(
@@ -238,7 +238,8 @@ class _Scene:
         )
 
     def _scales(self, state: CorrectedViews, pairs: Tensor) -> tuple[float, float] | None:
-        """Median residuals of colour and of depth within the gate; None where no pair sees anything twice."""
+        """Median residuals of colour and of depth within the gate, over a quarter of the pixels; None where no pair
+        sees any of these twice."""
         color, depth = [], []
         for chunk in pairs.split(PAIRS_AT_A_TIME):
             look = self.look(state, chunk, self.pixels[:, ::4], self.chosen[:, ::4])  # enough for a median

@@ -90,7 +90,7 @@ class Da3SplatPipeline(VanillaPipeline):
         return {**metrics, "num_rays": int(camera.height * camera.width)}, images
 
     @torch.no_grad()
-    def start_from_network(self) -> str:
+    def fill_from_network(self) -> str:
         """Fill the model from one feed-forward pass, in Nerfstudio's frame; returns what was used, for the log."""
         from da3_splat.model import load_model  # here, so that ns-train --help does not import it
         from da3_splat.starting_points import starting_gaussians

@@ -30,7 +30,7 @@ class Da3SplatTrainer(Trainer):
         """Give the model its Gaussians before the optimizers take hold of the parameters."""
         checkpoint, done = checkpoint_to_load(self.config), 0
         if checkpoint is None:
-            self.pipeline.start_from_network()
+            self.pipeline.fill_from_network()
             frame = self.pipeline.user_frame()
             if frame is not None:
                 write_user_frame(self.base_dir, frame)

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from da3_splat.training.optimization import TrainingState
@@ -58,10 +57,9 @@ class Shares:
         return f"{(self.data + self.steps + self.saving) / 60:.1f} min  data {waiting:.0%}"
 
 
-def make_loader(dataset: IterableDataset, workers: int) -> DataLoader:
+def make_loader(dataset: IterableDataset, workers: int, pin: bool = False) -> DataLoader:
     """The items of a data set as they are, from worker processes that run ahead; 0: made where they are asked for.
-    For a GPU they lie in page-locked memory, so that they are copied while it computes."""
-    pin = torch.cuda.is_available()
+    `pin` puts them into page-locked memory, from where a GPU copies them while it computes."""
     if workers == 0:
         return DataLoader(dataset, batch_size=None, pin_memory=pin)
     return DataLoader(
@@ -170,7 +168,8 @@ def _drawn(stream: Iterator, count: int) -> list:
     try:
         return list(islice(stream, count))
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        # The thread that pins ends first where a process died while it handed something over.
+        if "DataLoader worker" not in str(error) and "Pin memory thread" not in str(error):
             raise
         raise ReaderDied(str(error)) from error
     except (ConnectionError, EOFError, FileNotFoundError) as error:  # it died while it handed something over

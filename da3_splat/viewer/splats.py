@@ -65,6 +65,8 @@ class Splats:
     def _welcome(self, client: viser.ClientHandle) -> None:
         time.sleep(HEAD_START)
         with self._lock:
+            if client.client_id not in self.server.get_clients():
+                return  # it has left meanwhile, and nobody would forget it
             self.handles[client.client_id] = {name: self._send(client, name) for name in self.sets}
 
     def _forget(self, client: viser.ClientHandle) -> None:

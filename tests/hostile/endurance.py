@@ -15,7 +15,7 @@ from captures import small_capture
 from hostile.faults import Command, files
 from hostile.processes import command, run
 
-WALL_CLOCK = ("report.json", "log.txt")  # these say how many seconds something took
+WALL_CLOCK = ("report.json", "report.html", "log.txt")  # these say how many seconds something took
 
 
 @dataclass(frozen=True)

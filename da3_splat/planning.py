@@ -186,10 +186,10 @@ def measure_rates(model: Da3Splat, height: int, width: int, seed: int = 0) -> Ra
     device = next(model.parameters()).device
     views, truth = make_scenes(1, 6, height, width, seed, arc=20, supersample=1)
     views, truth = views.to(device), truth.to(device)
-    size, two = _size_of(model.config.preset), views.images[:, :2].to(device)
+    size, two = _size_of(model.config.preset), views.images[:, :2]
     tokens, heads = 6144, size.heads
     query = torch.rand(1, heads, tokens, size.dim // heads, device=device)
-    config = ConsensusConfig(blurs=(1.5,), iterations=1)
+    config, free = ConsensusConfig(blurs=(1.5,), iterations=1), torch.zeros(6, dtype=torch.bool, device=device)
     plain = lift(views.images.new_zeros(*truth.depth.shape, raw_channels(1)), views.images, truth)
     plain = plain.select(torch.nonzero(truth.depth.flatten() > 0)[:, 0])
     posed = replace(views, cameras=truth.cameras)
@@ -198,7 +198,7 @@ def measure_rates(model: Da3Splat, height: int, width: int, seed: int = 0) -> Ra
             "view": (lambda: _network_and_lifting(model, two), 2),
             "score": (lambda: scaled_dot_product_attention(query, query, query), tokens**2 * size.dim),
             "look": (
-                lambda: reach_consensus(truth, views.images, torch.zeros(6, dtype=torch.bool), config),
+                lambda: reach_consensus(truth, views.images, free, config),
                 6 * 5 * 1.9,  # one step; finding neighbours and judging weigh nearly as much as another
             ),
             "spot": (lambda: _compare(truth), 6 * height * width * 5),

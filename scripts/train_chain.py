@@ -344,20 +344,20 @@ def report(figures: dict, console: Console) -> bool:
         if variant not in scores:
             continue
         gains = [sign * (ours[name] - theirs[name]) for ours, theirs in zip(scores["DA3"], scores[variant])]
-        figures["findings"][title] = {"gains": gains, "verdict": judge(gains)}
-        console.print(
-            f"{title:40} {name} {np.mean(gains):+.4f} ({min(gains):+.4f} .. {max(gains):+.4f}): {judge(gains)}"
-        )
+        figures["findings"][title] = finding(title, name, gains, console)
     unhelpful = False
     for name in ("abs_rel", "abs_rel_units"):
         gains = [one[name] - one[f"{name}_given_poses"] for one in scores["DA3"]]
-        figures[f"pose_gain_{name}"] = {"gains": gains, "mean": float(np.mean(gains)), "verdict": judge(gains)}
-        console.print(
-            f"{'giving poses improves depth':40} {name} {np.mean(gains):+.4f} "
-            f"({min(gains):+.4f} .. {max(gains):+.4f}): {judge(gains)}"
-        )
-        unhelpful |= not float(np.mean(gains)) > 0
+        gain = figures[f"pose_gain_{name}"] = finding("giving poses improves depth", name, gains, console)
+        unhelpful |= not gain["mean"] > 0
     return unhelpful
+
+
+def finding(title: str, name: str, gains: list[float], console: Console) -> dict:
+    """The gains of all seeds in the score `name`, and what they are worth, printed and to keep."""
+    mean, verdict = float(np.mean(gains)), judge(gains)
+    console.print(f"{title:40} {name} {mean:+.4f} ({min(gains):+.4f} .. {max(gains):+.4f}): {verdict}")
+    return {"gains": gains, "mean": mean, "verdict": verdict}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from da3_splat.fusion.fuse import FusionConfig, Progress
     from da3_splat.io.frames import Frame
     from da3_splat.model import Da3Splat, Watch
-    from da3_splat.planning import Plan
+    from da3_splat.planning import Plan, Rates
     from da3_splat.ranks import Workers
     from da3_splat.types import Scene, Views
 
@@ -26,8 +26,9 @@ LONG = 60  # views from which on it is measured, in some seconds, how long they 
 def planned(
     model: Da3Splat, views: Views, limit: str, chunk: int | None, overlap: int | None, fusion: FusionConfig
 ) -> Plan | None:
-    """What fits into `limit` (8GB; nothing: what is free). None where nobody can say: a model of another kind, or a GPU
-    whose limit was not given. ValueError where nothing fits."""
+    """What fits into `limit` (8GB; nothing: what is free), and says so where it is not one short pass without a limit.
+    None where nobody can say: a model of another kind, or a GPU whose limit was not given. ValueError where nothing
+    fits."""
     from da3_splat.backbone.presets import NESTED, PRESETS
     from da3_splat.commands.terminal import note
     from da3_splat.planning import held_mb, make_plan, measure_rates, parse_memory
@@ -39,12 +40,17 @@ def planned(
         return None
     start = held - 12 * views.images[0, :, 0].numel() / 2**20
     count = views.images.shape[1]
-    plan = make_plan(preset, count, height, width, most, start, None, chunk, overlap, fusion)
-    if count < LONG:
-        return plan
-    note(f"{count} views: measuring how long they will take here")
-    rates = measure_rates(model, height, width)
-    return make_plan(preset, count, height, width, most, start, rates, chunk, overlap, fusion)
+
+    def plan_with(rates: Rates | None) -> Plan:
+        return make_plan(preset, count, height, width, most, start, rates, chunk, overlap, fusion)
+
+    plan = plan_with(None)  # what does not fit is refused before anything is measured
+    if count >= LONG:
+        note(f"{count} views: measuring how long they will take here")
+        plan = plan_with(measure_rates(model, height, width))
+    if plan.chunk or plan.features_on_disk or limit or count >= LONG:
+        note(plan.line)
+    return plan
 
 
 def carried_out(

@@ -111,7 +111,7 @@ def reconstruct(
 
     import torch
 
-    from da3_splat.commands import memory
+    from da3_splat.commands.memory import carried_out, planned
     from da3_splat.fusion.fuse import NO_FUSION, FusionConfig
     from da3_splat.model import load_model
     from da3_splat.ranks import launched
@@ -132,11 +132,8 @@ def reconstruct(
         with launched() as (workers, writes):
             network = load_model(model, place)
             # All processes go by the plan of the first.
-            (plan,) = workers(lambda _: memory.planned(network, views, max_memory, chunk, overlap, config), [None])
-            long = views.images.shape[1] >= memory.LONG
-            if plan is not None and writes and (plan.chunk or plan.features_on_disk or max_memory or long):
-                note(plan.line)
-            scene = memory.carried_out(plan, network, views, work, recipe, config, rays, bar, workers, watch).to("cpu")
+            (plan,) = workers(lambda _: planned(network, views, max_memory, chunk, overlap, config), [None])
+            scene = carried_out(plan, network, views, work, recipe, config, rays, bar, workers, watch).to("cpu")
         if not writes:
             return
     except torch.OutOfMemoryError as error:

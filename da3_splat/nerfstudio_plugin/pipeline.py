@@ -47,7 +47,7 @@ class Da3SplatPipelineConfig(VanillaPipelineConfig):
 
 
 class Da3SplatPipeline(VanillaPipeline):
-    """A VanillaPipeline whose model is filled by `start_from_network` (new runs) or a checkpoint (all others)."""
+    """A VanillaPipeline whose model is filled by `fill_from_network` (new runs) or a checkpoint (all others)."""
 
     config: Da3SplatPipelineConfig
     datamanager: FullImageDatamanager

@@ -9,6 +9,7 @@ and colours) above what the process holds already. Time is counted from the work
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ KEPT, KEPT_OF_FEW = 0.09, 3.4  # of S views' pixels this + that / S stay when 24
 IN_SIGHT = 0.7  # of all Gaussians, from one view
 SPARE_MB = 300  # kernels that are compiled, pools of threads, pieces, what the allocator keeps
 SHORTEST_CHUNK = 8
+WARM_UP = (42, 56)  # height and width of the pictures that kernels are compiled with
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Rates:
     score: float  # of one query with one key of one head dimension, in attention
     look: float  # of one pair of views in one step of consensus, and its solving
     spot: float  # of one pixel compared with one neighbour in merging
-    draw: float  # of one Gaussian in sight, drawn and followed back
+    draw: float  # of one Gaussian in sight, drawn and given back what is missing
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def predict(
     if rates is None:
         return Prediction(peak, float("nan"), memory)
     across = sum(1 for i in range(size.alternate_from or size.depth, size.depth) if i % 2 == 1)
-    drawings = (fusion.recolor_passes + 0.5) * min(views, fusion.recolor_views) if fusion.recolor_passes else 0
+    drawings = fusion.recolor_passes * min(views, fusion.recolor_views)
     steps = len(fusion.consensus.blurs) * fusion.consensus.iterations if fusion.consensus else 0
     merged = min(fusion.merge.neighbours, views - 1) if fusion.merge else 0
     seconds = {
@@ -183,34 +185,45 @@ def _by_chunks(
 
 def measure_rates(model: Da3Splat, height: int, width: int, seed: int = 0) -> Rates:
     """A few runs of each part on a small synthetic scene of the size asked for: seconds in all with `mini`."""
+    with torch.no_grad():
+        for step, _ in _parts(model, *WARM_UP, tokens=64, seed=seed).values():
+            step()  # compiles kernels and starts threads, which a first run on a machine would be counted for
+        parts = _parts(model, height, width, tokens=6144, seed=seed)
+        return Rates(**{"score": 0.0} | {name: _seconds(step) / work for name, (step, work) in parts.items()})
+
+
+def _parts(
+    model: Da3Splat, height: int, width: int, tokens: int, seed: int
+) -> dict[str, tuple[Callable[[], object], float]]:
+    """What is timed for each rate, and how many of its units that is."""
     device = next(model.parameters()).device
-    views, truth = make_scenes(1, 6, height, width, seed, arc=20, supersample=1)
-    views, truth = views.to(device), truth.to(device)
+    many, true = make_scenes(1, 16, height, width, seed, arc=50, supersample=1)
+    many, true = many.to(device), true.to(device)  # fewer views would fit into a cache that real ones do not
+    few = torch.arange(6)
+    views, truth = many.select(few), true.select(few)
     size, two = _size_of(model.config.preset), views.images[:, :2]
-    tokens, heads = 6144, size.heads
-    query = torch.rand(1, heads, tokens, size.dim // heads, device=device)
-    config, free = ConsensusConfig(blurs=(1.5,), iterations=1), torch.zeros(6, dtype=torch.bool, device=device)
+    query = torch.rand(1, size.heads, tokens, size.dim // size.heads, device=device)
+    config, free = ConsensusConfig(blurs=(1.5,), iterations=1), torch.zeros(16, dtype=torch.bool, device=device)
     plain = lift(views.images.new_zeros(*truth.depth.shape, raw_channels(1)), views.images, truth)
     plain = plain.select(torch.nonzero(truth.depth.flatten() > 0)[:, 0])
     posed = replace(views, cameras=truth.cameras)
-    with torch.no_grad():
-        steps = {
-            "view": (lambda: _network_and_lifting(model, two), 2),
-            "score": (lambda: scaled_dot_product_attention(query, query, query), tokens**2 * size.dim),
-            "look": (
-                lambda: reach_consensus(truth, views.images, free, config),
-                6 * 5 * 1.9,  # one step; finding neighbours and judging weigh nearly as much as another
-            ),
-            "spot": (lambda: _compare(truth), 6 * height * width * 5),
-            "draw": (lambda: recolor(plain, posed, passes=1), 6 * 1.5 * 0.9 * plain.means.shape[1]),
-        }
-        if size.alternate_from is None:
-            del steps["score"]  # every view by itself
-        return Rates(**{"score": 0.0} | {name: _seconds(step) / work for name, (step, work) in steps.items()})
+    parts = {
+        "view": (lambda: _network_and_lifting(model, two), 2),
+        "score": (lambda: scaled_dot_product_attention(query, query, query), tokens**2 * size.dim),
+        "look": (
+            lambda: reach_consensus(true, many.images, free, config),
+            16 * 6 * 1.4,  # one step; finding neighbours and judging weigh nearly half as much
+        ),
+        "spot": (lambda: _compare(truth), 6 * height * width * 5),
+        "draw": (lambda: recolor(plain, posed, passes=1), 6 * 0.9 * plain.means.shape[1]),
+    }
+    if size.alternate_from is None:
+        del parts["score"]  # every view by itself
+    return parts
 
 
-def _seconds(step) -> float:
-    """The best of three runs, the first of which warms up; of one where that is long already."""
+def _seconds(step: Callable[[], object]) -> float:
+    """The best of three runs; of one where that is long already."""
     best = float("inf")
     for _ in range(3):
         if 2.0 < best < float("inf"):

@@ -40,6 +40,7 @@ from da3_splat.sequence.simulation import Drift, SimulatedBackbone, end_drift, t
 from da3_splat.types import Geometry, Views
 
 SEED, THREADS, LIMIT_MB = 7_000_003, 2, 12 * 1024
+NOTHING = 2.0  # seconds that a plan may always be off by: 10 views of the walk hardly overlap, and it cannot know
 SIZE, LONG_SIZE, SMALL_SIZE = (126, 168), (84, 112), (280, 504)
 COUNTS, FULL_COUNTS = (10, 30, 100, 300), (10, 30, 100, 300, 1000)
 BARE = ("table", "loop", "quality", "resume", "ranks")
@@ -141,7 +142,7 @@ def table(counts: tuple[int, ...], folder: Path, numbers: dict, missed: list[str
             missed.append(f"{views} views: {row['peak_mb']:.0f} MB")
         for name, unit in (("mb", "peak_mb"), ("seconds", "seconds")):
             off = row[f"predicted_{name}"] / row[unit] - 1
-            if abs(off) > 0.2:
+            if abs(off) > 0.2 and not (name == "seconds" and abs(row["predicted_seconds"] - row["seconds"]) < NOTHING):
                 missed.append(f"{views} views: planned {name} off by {off:+.0%}")
     numbers["table"] = rows
     if len(rows) > 1:

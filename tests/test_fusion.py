@@ -19,6 +19,7 @@ from da3_splat.fusion.two_views import CorrectedViews, ViewMaps
 from da3_splat.heads.lifting import lift, raw_channels
 from da3_splat.rendering import render
 from da3_splat.rendering.sight import in_sight
+from da3_splat.rendering.spreading import spread_back
 from da3_splat.types import Cameras, Gaussians, Geometry, Views
 
 HEIGHT, WIDTH = 56, 84
@@ -243,6 +244,31 @@ def test_merging_is_differentiable_and_bounded():
     assert raw.grad.isfinite().all() and raw.grad.abs().sum() > 0
     with pytest.raises(ValueError, match="batch of 2"):
         merge(Geometry(depth=truth.depth.repeat(2, 1, 1, 1)), lambda i: gaussians)
+
+
+def test_what_a_picture_lacks_is_given_back_as_its_gradient_says():
+    """The kernel that asks for weights alone beside torch's gradient of the oracle: overlapping, saturated and black
+    Gaussians, degree 1, a mask, tiles that are cut by the picture's rim."""
+    torch.manual_seed(2)
+    views, truth = make_scenes(1, 1, 37, 51, seed=24)
+    count = 400
+    means = truth.cameras.centers[0, 0] + torch.randn(1, count, 3) * 0.6
+    means = means + truth.cameras.camera_to_world[0, 0, :3, 2] * 2
+    gaussians = Gaussians(
+        means=means,
+        scales=torch.rand(1, count, 3) * 0.2 + 0.01,
+        quats=torch.nn.functional.normalize(torch.randn(1, count, 4), dim=-1),
+        opacities=torch.rand(1, count) * 0.9995,
+        sh=torch.randn(1, count, 4, 3),
+    )
+    counted = torch.rand(37, 51) > 0.3
+    found, expected = (
+        spread_back(gaussians, truth.cameras, views.images[0, 0], counted, backend) for backend in ("cpu", "reference")
+    )
+    for kernel, oracle in zip(found, expected):
+        assert (oracle != 0).float().mean() > 0.2 and (oracle == 0).any()
+        assert torch.allclose(kernel, oracle, atol=2e-4, rtol=1e-3), (kernel - oracle).abs().max()
+    assert float((found[1][:, 0] - found[1][:, 1]).abs().max()) > 0  # a channel is black where another is not
 
 
 def test_recoloring_finds_the_colours_of_the_pictures():

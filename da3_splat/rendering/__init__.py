@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from da3_splat.rendering.constants import EXPECTED_DEPTH_FLOOR
+from da3_splat.rendering.constants import EPS2D, EXPECTED_DEPTH_FLOOR, FAR, NEAR
 from da3_splat.rendering.screen import Screen
 from da3_splat.types import Cameras, Gaussians, Rendering
 
@@ -19,9 +19,9 @@ def render(
     background: Tensor | None = None,
     backend: str = "auto",
     sh_degree: int | None = None,
-    near: float = 0.01,
-    far: float = 1e10,
-    eps2d: float = 0.3,
+    near: float = NEAR,
+    far: float = FAR,
+    eps2d: float = EPS2D,
     radius_clip: float = 0.0,
     antialiased: bool = False,
 ) -> Rendering:
@@ -52,9 +52,9 @@ def render_with_screen(
     background: Tensor | None = None,
     backend: str = "auto",
     sh_degree: int | None = None,
-    near: float = 0.01,
-    far: float = 1e10,
-    eps2d: float = 0.3,
+    near: float = NEAR,
+    far: float = FAR,
+    eps2d: float = EPS2D,
     radius_clip: float = 0.0,
     antialiased: bool = False,
     absolute: bool = False,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from da3_splat.rendering import projection_kernels, tile_kernels
-from da3_splat.rendering.constants import GRADIENTS, PACKED, TILE
+from da3_splat.rendering.constants import EPS2D, FAR, GRADIENTS, NEAR, PACKED, TILE
 from da3_splat.rendering.threads import parallel
 
 CHUNK = 4096  # Gaussians a piece
@@ -23,12 +23,12 @@ CHUNK = 4096  # Gaussians a piece
 class Settings:
     height: int
     width: int
-    near: float
-    far: float
-    eps2d: float
-    radius_clip: float
-    antialiased: bool
-    absolute: bool  # also sum |dL/dmeans2d| over pixels
+    near: float = NEAR
+    far: float = FAR
+    eps2d: float = EPS2D
+    radius_clip: float = 0.0
+    antialiased: bool = False
+    absolute: bool = False  # also sum |dL/dmeans2d| over pixels
 
 
 def rasterize(
@@ -41,6 +41,36 @@ def rasterize(
     if any(tensor.device.type != "cpu" for tensor in tensors):
         raise ValueError("the cpu backend renders tensors on the CPU only; use backend='gsplat' on CUDA")
     return _Rasterize.apply(*tensors, probe, settings)
+
+
+def spread_back(
+    means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, sh: Tensor, world_to_camera: Tensor,
+    intrinsics: Tensor, image: Tensor, counted: Tensor, settings: Settings,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`spreading.spread_back` of Gaussians (N,...) and one camera (4,4), (3,3): a second walk through the tiles that
+    asks for nothing but the weights, where the backward pass would follow every parameter."""
+    gaussians = [tensor.detach().float().contiguous().numpy() for tensor in (means, quats, scales, opacities, sh)]
+    picture = _draw(
+        gaussians, *(t.float().contiguous().numpy() for t in (world_to_camera, intrinsics)), settings, False
+    )
+    weights = counted.float().numpy()[..., None]
+    missing = image.float().permute(1, 2, 0).numpy() - picture.color[..., :3]
+    values = np.concatenate([missing * weights, weights], axis=-1, dtype=np.float32)
+    columns, rows = -(-settings.width // TILE), -(-settings.height // TILE)
+    entries = np.empty((len(picture.gaussian), 4), np.float32)
+    parallel(
+        lambda start, stop: tile_kernels.spread(
+            start, stop, columns, settings.width, settings.height, picture.packed, picture.begin, picture.gaussian,
+            picture.last, values, entries,
+        ),
+        rows * columns,
+        8,
+    )  # fmt: skip
+    count = len(picture.packed)
+    sums = np.stack([np.bincount(picture.gaussian, column, minlength=count) for column in entries.T], axis=-1)
+    lit = picture.packed[:, 8:11] > 0  # of a colour that is clamped at black, nothing changes the picture
+    spread, weight = (torch.from_numpy((part * lit).astype(np.float32)) for part in (sums[:, :3], sums[:, 3:]))
+    return spread, weight
 
 
 class _Rasterize(torch.autograd.Function):

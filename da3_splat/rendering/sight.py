@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from da3_splat.rendering.constants import MAX_EXTENT
+from da3_splat.rendering.constants import MAX_EXTENT, NEAR
 from da3_splat.types import Cameras, Gaussians
 
 BLUR = 3.0  # pixels by which the renderer's eps2d, and rounding to whole pixels, may widen a Gaussian
 
 
-def in_sight(gaussians: Gaussians, cameras: Cameras, near: float = 0.01) -> Tensor:
+def in_sight(gaussians: Gaussians, cameras: Cameras, near: float = NEAR) -> Tensor:
     """Indices (M), in order, of the Gaussians (1,N) that can touch the picture of one camera (1,1).
 
     A bound, never too tight: a Gaussian reaches MAX_EXTENT of its longest axis, stretched as far as the projection at

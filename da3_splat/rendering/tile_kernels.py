@@ -243,3 +243,61 @@ def composite_backward(
             gradients[row, 9] = s_depth
             if with_absolute:
                 absolute[row, 0], absolute[row, 1] = abs_x, abs_y
+
+
+@njit(**KERNEL)
+def spread(start, stop, columns, width, height, packed, begin, gaussian, last, values, sums):
+    """For every entry of tiles start..stop: the sums over its pixels of its weight there times `values` (H,W,4).
+
+    The walk of `composite` once more; `last` says which entries each pixel took.
+    """
+    light, seen = np.empty((TILE, TILE), np.float32), np.empty((TILE, TILE), np.float32)
+    first_value, second_value = np.empty((TILE, TILE), np.float32), np.empty((TILE, TILE), np.float32)
+    third_value, fourth_value = np.empty((TILE, TILE), np.float32), np.empty((TILE, TILE), np.float32)
+    for tile in range(start, stop):
+        left, top = (tile % columns) * TILE, (tile // columns) * TILE
+        rows, lanes = min(TILE, height - top), min(TILE, width - left)
+        light[:] = 1
+        seen[:] = 0
+        first_value[:] = 0
+        second_value[:] = 0
+        third_value[:] = 0
+        fourth_value[:] = 0
+        deepest = _ZERO
+        for y in range(rows):
+            for i in range(lanes):
+                seen[y, i] = last[top + y, left + i]
+                deepest = max(deepest, seen[y, i])
+                first_value[y, i] = values[top + y, left + i, 0]
+                second_value[y, i] = values[top + y, left + i, 1]
+                third_value[y, i] = values[top + y, left + i, 2]
+                fourth_value[y, i] = values[top + y, left + i, 3]
+        first = _F(left) + _HALF
+        sums[begin[tile] + int(deepest) : begin[tile + 1]] = 0
+        for entry in range(begin[tile], begin[tile] + int(deepest)):
+            n = gaussian[entry]
+            position = _F(entry - begin[tile])
+            mx, my = packed[n, 0], packed[n, 1]
+            a, b, c, opacity = packed[n, 2], packed[n, 3], packed[n, 4], packed[n, 5]
+            reach = packed[n, 7]
+            y0 = max(0, int(math.ceil(my - reach - _HALF - top)))
+            y1 = min(rows, int(math.floor(my + reach - _HALF - top)) + 1)
+            s_first = s_second = s_third = s_fourth = _ZERO
+            for y in range(y0, y1):
+                dy = _F(top + y) + _HALF - my
+                low, high = _row_span(packed, n, dy)
+                if low > high or high < first or low > first + _F(TILE - 1):
+                    continue
+                base, slope = _HALF * c * dy * dy, b * dy
+                for i in range(TILE):
+                    dx = first + _F(i) - mx
+                    sigma = (_HALF * a * dx + slope) * dx + base
+                    alpha = min(_MAX_ALPHA, opacity * _exp_negative(max(sigma, _ZERO)))
+                    takes = (sigma >= _ZERO) & (alpha >= _MIN_ALPHA) & (position < seen[y, i])
+                    weight = alpha * light[y, i] if takes else _ZERO
+                    light[y, i] -= weight
+                    s_first += weight * first_value[y, i]
+                    s_second += weight * second_value[y, i]
+                    s_third += weight * third_value[y, i]
+                    s_fourth += weight * fourth_value[y, i]
+            sums[entry, 0], sums[entry, 1], sums[entry, 2], sums[entry, 3] = s_first, s_second, s_third, s_fourth

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from da3_splat.backbone.network import views_per_chunk
 from da3_splat.backbone.presets import NESTED, PRESETS, Preset
 from da3_splat.backbone.vision_transformer import PATCH
 from da3_splat.data.synthetic import make_scenes
@@ -56,6 +57,20 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """What memory depends on beside sizes: how many views go through the dense heads together, and in how many bytes a
+    number of the features is kept."""
+
+    heads_at_once: int = 2
+    feature_bytes: int = 4
+
+    @staticmethod
+    def of(model: Da3Splat) -> Placement:
+        half = getattr(model.network, "precision", None) is not None
+        return Placement(views_per_chunk(next(model.parameters()).device), 2 if half else 4)
+
+
+@dataclass(frozen=True)
 class Plan:
     """How to run it: in one pass (`chunk` None) or by chunks of so many views that share `overlap`; `features_on_disk`
     where those of one pass do not fit beside the rest. `line` says it to the user."""
@@ -77,6 +92,7 @@ def predict(
     features_on_disk: bool = False,
     fusion: FusionConfig = FusionConfig(),
     sh_degree: int = 1,
+    placement: Placement = Placement(),
 ) -> Prediction:
     """One pass over `views` pictures, height x width, with what the process holds now (weights included, pictures not),
     in MB. ValueError for a preset without a name."""
@@ -85,7 +101,7 @@ def predict(
     tokens = views * (patches + 1)
     gaussians = gaussians_kept(views, height, width, fusion)
     pictures, maps = 12 * pixels, 8 * pixels  # float32 colours; depth and confidence
-    taps = 0 if features_on_disk else 4 * len(size.taps) * size.feature_dim * views * patches
+    taps = 0 if features_on_disk else placement.feature_bytes * len(size.taps) * size.feature_dim * views * patches
     # At the last block across views: tokens, queries, keys, values and their mixture; three of four taps are written.
     attending = (
         5 * 4 * size.dim * tokens + 0.75 * taps if size.alternate_from is not None else 2 * 4 * size.dim * tokens
@@ -100,7 +116,7 @@ def predict(
         taps + maps + 4 * pixels + gaussian * gaussians + drawn * gaussians * (120 + IN_SIGHT * (2 * gaussian + 150))
     )
     stages = {"attention": attending, "consensus": agreeing, "fusion": max(fusing, coloring)}
-    chunk = _head_bytes(size, height, width)
+    chunk = _head_bytes(size, height, width, min(views, placement.heads_at_once))
     peak = start_mb + SPARE_MB + (pictures + chunk + max(stages.values())) / MB
     memory = {f"{name}_mb": value / MB for name, value in stages.items()} | {"pictures_mb": pictures / MB}
     if rates is None:
@@ -136,12 +152,13 @@ def make_plan(
     chunk: int | None = None,
     overlap: int | None = None,
     fusion: FusionConfig = FusionConfig(),
+    placement: Placement = Placement(),
 ) -> Plan:
     """One pass where it fits into `limit_mb`; else with features on disk; else by the longest chunks that fit; `chunk`
     asks for chunks of so many views. ValueError, in one line, where not even the shortest do."""
 
     def of(count: int, on_disk: bool = False) -> Prediction:
-        return predict(preset, count, height, width, start_mb, rates, on_disk, fusion)
+        return predict(preset, count, height, width, start_mb, rates, on_disk, fusion, placement=placement)
 
     if chunk is not None and not 1 <= (1 if overlap is None else overlap) < chunk:
         raise ValueError(f"--chunk, --overlap: expected 1 <= overlap < chunk, got {overlap} and {chunk}")
@@ -153,7 +170,7 @@ def make_plan(
         return Plan(None, 0, True, mapped, f"one pass over {views} views with features on disk, {_words(mapped)}")
     size = min(views, chunk or views)
     while True:
-        shared = overlap if overlap is not None else min(size - 1, max(3, min(20, size // 4)))
+        shared = overlap if overlap is not None else shared_by_chunks(size)
         found = _by_chunks(of(size), views, size, shared, height, width, start_mb, fusion)
         if found.peak_mb <= limit_mb:
             line = f"{views} views in chunks of {size} that share {shared}, {_words(found)}"
@@ -165,6 +182,11 @@ def make_plan(
                 "--max-memory"
             )
         size = max(SHORTEST_CHUNK, int(0.8 * size))
+
+
+def shared_by_chunks(size: int) -> int:
+    """Views that neighbouring chunks of `size` views share, unless told otherwise."""
+    return min(size - 1, max(3, min(20, size // 4)))
 
 
 def _by_chunks(
@@ -207,7 +229,7 @@ def _parts(
     plain = lift(views.images.new_zeros(*truth.depth.shape, raw_channels(1)), views.images, truth)
     plain = plain.select(torch.nonzero(truth.depth.flatten() > 0)[:, 0])
     posed = replace(views, cameras=truth.cameras)
-    parts = {
+    parts: dict[str, tuple[Callable[[], object], float]] = {
         "view": (lambda: _network_and_lifting(model, two), 2),
         "score": (lambda: scaled_dot_product_attention(query, query, query), tokens**2 * size.dim),
         "look": (
@@ -277,7 +299,7 @@ def _size_of(preset: str) -> Preset:
     return PRESETS[name]
 
 
-def _head_bytes(size: Preset, height: int, width: int, views: int = 2) -> float:
+def _head_bytes(size: Preset, height: int, width: int, views: int) -> float:
     """The dense heads on a few views: maps at eight times the patch grid, several at once, and at full size."""
     patches = height * width // PATCH**2
     return views * 4 * (5 * 64 * patches * size.features + 1.5 * height * width * (size.features + 32))

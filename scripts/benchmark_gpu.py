@@ -5,23 +5,24 @@
 
 Parts, in order, while there is time left of --minutes:
     renderer   gsplat beside the oracle: colours, alpha, gradients
-    precision  the network on CUDA, in bfloat16, and compiled, beside the CPU's float32, which the tests hold to goldens
+    precision  the network on CUDA, in bfloat16, compiled, and as CUDA graphs, beside the CPU's float32, which the tests
+               hold to goldens
     network    views a second and memory by preset, size and views, with the options below
     head       Giant with its Gaussian head end to end, 32 and 100 views
     most       the largest number of views before memory ends
     refine     refinement steps a second
     fusion     consensus and fusion of `mini`
 
-Random weights: speed does not depend on them. Options of the network: bfloat16 autocast (whose attention torch gives
-its flash kernel), channels-last heads, torch.compile by --compile. Without CUDA every part is left out, with a line.
-Nothing here has been measured yet: it was written on a machine without a GPU.
+Random weights: speed does not depend on them. Options of the network are those of `da3_splat.acceleration.accelerate`:
+bfloat16 (whose attention torch gives its flash kernel), and by --compile compiled pieces and CUDA graphs, at 1 and 32
+views of 504x280. "Plain layout" is bfloat16 without channels-last heads. Without CUDA every part is left out, with a
+line. Nothing here has been measured yet: it was written on a machine without a GPU.
 """
 
 import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ import torch
 import tyro
 
 from da3_splat import create_model, load_model, render
+from da3_splat.acceleration import accelerate
 from da3_splat.backbone import create_backbone
 from da3_splat.check import recipe
 from da3_splat.data.synthetic import make_scenes
@@ -51,7 +53,7 @@ class Settings:
     minutes: float = 8.0
     """a part does not begin, and a table does not grow, when so much has passed"""
     compile: bool = False
-    """also measure torch.compile: its first call takes a minute a shape"""
+    """also measure compiled pieces and CUDA graphs: the first call of each takes a minute"""
     official: Path | None = None
     """checkout of the official code, to measure beside ours"""
     json: Path | None = None
@@ -116,10 +118,13 @@ def precision(run: Run) -> None:
     images = torch.stack([recipe.image(view, 112, 140) for view in range(3)])[None].permute(0, 1, 4, 2, 3).float() / 255
     exact = model(images, reference_view="first").depth
     model, images = model.cuda(), images.cuda()
-    answers = {"float32": model(images, reference_view="first").depth}
-    with torch.autocast("cuda", torch.bfloat16):
-        answers["bf16"] = model(images, reference_view="first").depth
-    answers["compiled"] = torch.compile(model)(images, reference_view="first").depth
+    kinds: dict[str, dict] = {"float32": {}, "bf16": {"precision": "bfloat16"}}
+    if run.settings.compile:
+        kinds |= {"compiled": {"compiled": True}, "graphs": {"graphs": True}}
+    answers = {}
+    for kind, options in kinds.items():
+        accelerate(model, **{"precision": "float32", **options})
+        answers[kind] = model(images, reference_view="first").depth.clone()
     off = {name: float((depth.cpu() - exact).norm() / exact.norm()) for name, depth in answers.items()}
     run.say("da3-small on CUDA, relative L2 of depth", **off)
     run.missed += [f"{name} is {value:.1e} off" for name, value in off.items() if not value < 2e-2]
@@ -135,29 +140,30 @@ def network(run: Run) -> None:
                 if run.late():
                     return
                 images = torch.rand(1, views, 3, height, width, device="cuda")
-                kinds = {"float32": (False, False), "bf16": (True, False), "bf16, channels last": (True, True)}
-                for kind, (half, last) in kinds.items():
-                    if kind == "float32" and views > 8:
-                        continue  # what nobody would choose
-                    model = create_backbone(preset).cuda().eval()
-                    if last:
-                        model.head.to(memory_format=torch.channels_last)
-                    measure_network(run, f"{preset} {width}x{height} {views} views, {kind}", model, images, half)
-                if run.settings.compile and views == 32:
-                    measure_network(
-                        run, f"{preset} {width}x{height} 32 views, compiled", torch.compile(model), images, True
-                    )
+                model = create_backbone(preset).cuda().eval()
+                name = f"{preset} {width}x{height} {views} views"
+                if views <= 8:  # beyond, what nobody would choose
+                    measure_network(run, f"{name}, float32", accelerate(model, "float32"), images)
+                measure_network(run, f"{name}, bf16", accelerate(model), images)
+                if run.settings.compile and height == 280 and views in (1, 32):
+                    measure_network(run, f"{name}, bf16, compiled", accelerate(model, compiled=True), images)
+                    measure_network(run, f"{name}, bf16, graphs", accelerate(model, graphs=True), images)
+                    accelerate(model)
+                if views == 32:
+                    for weights in model.head.parameters():
+                        weights.data = weights.data.contiguous()
+                    measure_network(run, f"{name}, bf16, plain layout", model, images)
                 if official is not None and views in (8, 32):
-                    name = f"{preset} {width}x{height} {views} views, official"
-                    measure_network(run, name, official(preset).cuda().eval(), images, True)
+                    theirs = official(preset).cuda().eval()
+                    with torch.autocast("cuda", torch.bfloat16):
+                        measure_network(run, f"{name}, official", theirs, images)
         found = run.numbers.get(f"{preset} 504x336 32 views, bf16")
         if preset in REPORTED and found and found["views_per_second"] < REPORTED[preset]:
             run.missed.append(f"{preset}: {found['views_per_second']:.1f} views a second < {REPORTED[preset]}")
 
 
-def measure_network(run: Run, name: str, model, images: torch.Tensor, half: bool) -> None:
-    with torch.autocast("cuda", torch.bfloat16) if half else nullcontext():
-        seconds, peak = timed(lambda: model(images))
+def measure_network(run: Run, name: str, model, images: torch.Tensor) -> None:
+    seconds, peak = timed(lambda: model(images))
     run.say(name, views_per_second=images.shape[1] / seconds, peak_mb=peak)
 
 
@@ -175,25 +181,23 @@ def official_network(path: Path | None):
 @torch.no_grad()
 def head(run: Run) -> None:
     """Giant and its Gaussian head, 504x336, end to end without fusion."""
-    model = create_model("da3-giant", rules="released").cuda().eval()
+    model = accelerate(create_model("da3-giant", rules="released").cuda().eval())
     for views in (32, 100):
         if run.late():
             return
         images = torch.rand(1, views, 3, 336, 504, device="cuda")
-        with torch.autocast("cuda", torch.bfloat16):
-            seconds, peak = timed(lambda: model(images), repeats=1)  # noqa: B023
+        seconds, peak = timed(lambda: model(images), repeats=1)  # noqa: B023
         run.say(f"da3-giant with Gaussian head, {views} views", seconds=seconds, peak_mb=peak)
 
 
 @torch.no_grad()
 def most(run: Run) -> None:
     """How many views of 504x280 da3-large takes before memory ends, found by doubling."""
-    model, views, fits = create_backbone("da3-large").cuda().eval(), 128, 0
+    model, views, fits = accelerate(create_backbone("da3-large").cuda().eval()), 128, 0
     while not run.late():
         try:
             images = torch.rand(1, views, 3, 280, 504, device="cuda")
-            with torch.autocast("cuda", torch.bfloat16):
-                model(images)
+            model(images)
             torch.cuda.synchronize()
         except torch.OutOfMemoryError:
             break

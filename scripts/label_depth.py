@@ -30,6 +30,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from da3_splat.acceleration import accelerate
 from da3_splat.backbone import create_backbone, load_checkpoint
 from da3_splat.commands.endings import one_line
 from da3_splat.data.depth_captures import DepthScene, find_depth_scenes, write_depth_capture
@@ -53,6 +54,8 @@ class Settings:
     output: Path = Path("outputs/labels")
     resolution: int = 504
     """longest side the teacher sees"""
+    compile: bool = False
+    """compile the teacher first: a minute or more for each picture size, of a long job on a GPU"""
     leave_out: tuple[str, ...] = ()
     """words in the names of scenes to leave out"""
     rank: int = int(os.environ.get("RANK", 0))
@@ -69,6 +72,7 @@ def network_teacher(settings: Settings) -> Teacher:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = create_backbone(settings.preset).eval().to(device)
     load_checkpoint(network, settings.teacher)
+    accelerate(network, "bfloat16" if device == "cuda" else "float32", settings.compile)
 
     @torch.no_grad()
     def teacher(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -73,7 +73,7 @@ def main(settings: Settings) -> None:
     if (settings.output / CHECKPOINT).exists():
         sampler.load_state_dict(state.load(settings.output / CHECKPOINT))
         console.print(f"resumed at step {state.step}")
-    batches = head_batches(sampler, recipe.data, recipe.merge_after)
+    batches = head_batches(sampler, recipe.data, recipe.merge_after, fabric.device.type == "cuda")
     check_writable(settings.output)  # tensorboard would say so from a thread of its own
     writer = SummaryWriter(str(settings.output)) if fabric.global_rank == 0 else None
 

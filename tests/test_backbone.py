@@ -384,7 +384,7 @@ def test_streaming_changes_nothing(alternate_from, monkeypatch, tmp_path):
     network = build_backbone(replace(PRESETS["mini"], alternate_from=alternate_from)).eval()
     images = torch.rand(2, 5, 3, 28, 42)
     whole = network.encode(images)  # gradients are on: nothing is streamed
-    monkeypatch.setattr(attention, "TOKENS_PER_PIECE", 15)
+    monkeypatch.setitem(attention.TOKENS_PER_PIECE, "cpu", 15)
     monkeypatch.setattr(vision_transformer, "VIEWS_PER_PIECE", 2)
     with torch.no_grad():
         streamed = network.encode(images, storage=FeatureFiles(tmp_path))

@@ -153,7 +153,7 @@ def test_bridges_between_the_same_views_of_other_chunks(walk, tmp_path):
         some = walk[0].select(slice(chunk.start, chunk.stop))
         work.save(module._name(index), module._chunk(model, some, range(len(chunk)), PLAIN_FUSION, map))
     for i in (0, 1):
-        found = module._bridged(model, walk[0], chunks, (i, 3, 9, 34), work, PLAIN_FUSION, map)
+        found = module._bridged(model, walk[0], chunks, (i, 3, 9, 34), 3, work, PLAIN_FUSION, map)
         assert all((one.first, one.second) == (i, 3) for one in found)
     assert len(list(tmp_path.glob("bridge*"))) == 2
 

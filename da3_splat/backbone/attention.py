@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 
 ROPE_BASE = 100.0
-TOKENS_PER_CHUNK = 1536  # of the MLP, in inference
-TOKENS_PER_PIECE = 8192  # and of everything else in a block but what all tokens look at
+# In inference: tokens of the MLP at a time, and of everything else in a block but what all tokens look at. A core's
+# cache asks for few; few would not keep a GPU busy (whose numbers are not measured).
+TOKENS_PER_CHUNK = {"cpu": 1536, "cuda": 32768}
+TOKENS_PER_PIECE = {"cpu": 8192, "cuda": 32768}
 
 
 class Attention(nn.Module):
@@ -124,34 +126,46 @@ class Block(nn.Module):
         # Product and sum are rounded one after the other, as in the official code: with a fused addcmul, Giant's forty
         # blocks drift apart from it by a fifth more.
         if torch.is_grad_enabled():
-            tokens = tokens + self.attn(self.norm1(tokens), rotary, mask) * self.ls1.gamma
-            return tokens + self.mlp(self.norm2(tokens)) * self.ls2.gamma
+            return self.widened(self.attended(tokens, rotary, mask))
         tokens = self._attended(tokens, rotary, mask)
         # Without gradients a few tokens at a time, in place: the wide layer stays in cache and asks for no new pages.
-        for part in tokens.flatten(0, 1).split(TOKENS_PER_CHUNK):
+        for part in tokens.flatten(0, 1).split(_at_once(TOKENS_PER_CHUNK, tokens)):
             part.add_(self.mlp(self.norm2(part)).mul_(self.ls2.gamma))
         return tokens
+
+    def attended(self, tokens: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:
+        """The first branch, all tokens (B,N,D) at once."""
+        return tokens + self.attn(self.norm1(tokens), rotary, mask) * self.ls1.gamma
+
+    def widened(self, tokens: Tensor) -> Tensor:
+        """The second branch, all tokens (B,N,D) at once."""
+        return tokens + self.mlp(self.norm2(tokens)) * self.ls2.gamma
 
     def _attended(self, tokens: Tensor, rotary: Rotary | None, mask: Tensor | None) -> Tensor:
         """tokens (B,N,D) + attention as a new tensor, piece by piece: short sequences some at a time, a long one by
         its tokens, whole views of them where the rotary embedding counts in views."""
         batch, count, dim = tokens.shape
         answer = tokens.new_empty(tokens.shape, dtype=torch.promote_types(tokens.dtype, self.ls1.gamma.dtype))
-        if count <= TOKENS_PER_PIECE:
-            sequences = max(1, TOKENS_PER_PIECE // count)
+        most = _at_once(TOKENS_PER_PIECE, tokens)
+        if count <= most:
+            sequences = max(1, most // count)
             for part, room in zip(tokens.split(sequences), answer.split(sequences)):
                 torch.add(part, self.attn(self.norm1(part), rotary, mask) * self.ls1.gamma, out=room)
             return answer
         if rotary is not None and rotary.stride is None:  # one view of many tokens, each at its own position
-            return tokens + self.attn(self.norm1(tokens), rotary, mask) * self.ls1.gamma
+            return self.attended(tokens, rotary, mask)
         unit = (rotary and rotary.stride) or 1
-        pieces = tokens.split(max(1, TOKENS_PER_PIECE // unit) * unit, dim=1)
+        pieces = tokens.split(max(1, most // unit) * unit, dim=1)
         start = 0
         for piece, mixed in zip(pieces, self.attn.across_pieces(pieces, self.norm1, rotary, mask)):
             stop = start + piece.shape[1]
             answer[:, start:stop] = piece + mixed * self.ls1.gamma
             start = stop
         return answer
+
+
+def _at_once(limits: dict[str, int], tokens: Tensor) -> int:
+    return limits.get(tokens.device.type, limits["cuda"])
 
 
 class Rotary:

@@ -16,24 +16,31 @@ from da3_splat.backbone.vision_transformer import PATCH
 HIDDEN = 32  # channels before the last 1x1 convolution, in every size
 
 
-@lru_cache(maxsize=32)
-def _uv_embedding(rows: int, columns: int, channels: int, aspect: float, device: torch.device) -> Tensor:
+def uv_embedding(rows: int, columns: int, channels: int, aspect: float, device: torch.device) -> Tensor:
     """Sine-cosine embedding (channels,rows,columns) of the image plane scaled to a unit half-diagonal, times 0.1.
 
     Half the channels encode x, half y; frequencies fall from 1 to 1/100.
     """
+    if torch.compiler.is_compiling():  # it cannot look into a cache
+        return _make_uv_embedding(rows, columns, channels, aspect, device)
+    return _kept_uv_embedding(rows, columns, channels, aspect, device)
+
+
+@lru_cache(maxsize=32)
+def _kept_uv_embedding(rows: int, columns: int, channels: int, aspect: float, device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # a table made during inference must serve training, too
-        return _make_uv_embedding(rows, columns, channels, aspect).to(device)
+        return _make_uv_embedding(rows, columns, channels, aspect, device)
 
 
-def _make_uv_embedding(rows: int, columns: int, channels: int, aspect: float) -> Tensor:
+def _make_uv_embedding(rows: int, columns: int, channels: int, aspect: float, device: torch.device) -> Tensor:
     diagonal = (aspect**2 + 1) ** 0.5
 
     def axis(count: int, half_span: float) -> Tensor:
         edge = half_span * (count - 1) / count
-        return torch.linspace(-edge, edge, count, dtype=torch.float64)
+        return torch.linspace(-edge, edge, count, dtype=torch.float64, device=device)
 
-    frequencies = 100.0 ** -(torch.arange(channels // 4, dtype=torch.float64) / (channels // 4))
+    exponents = torch.arange(channels // 4, dtype=torch.float64, device=device) / (channels // 4)
+    frequencies = 100.0**-exponents
 
     def waves(position: Tensor) -> Tensor:
         phase = position[..., None] * frequencies
@@ -122,7 +129,8 @@ class Pyramid(nn.Module):
     def with_uv(self, x: Tensor, height: int, width: int) -> Tensor:
         if not self.uv:
             return x
-        return x + _uv_embedding(*x.shape[-2:], x.shape[1], width / height, x.device).to(x.dtype)
+        channels, rows, columns = x.shape[1:]
+        return x + uv_embedding(rows, columns, channels, width / height, x.device).to(x.dtype)
 
 
 class DPT(Pyramid):

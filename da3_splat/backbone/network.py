@@ -8,13 +8,16 @@ cameras (optional) --- camera encoder ---> camera tokens ---^   |
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from da3_splat.backbone.camera import CameraDecoder, CameraEncoder
+from da3_splat.backbone.compiling import CompiledNetwork
 from da3_splat.backbone.dpt import DualDPT, MonocularHead
 from da3_splat.backbone.vision_transformer import Storage, VisionTransformer, in_memory
 from da3_splat.geometry.poses import cameras_from_rays, decode_cameras
@@ -62,6 +65,8 @@ class DepthAnything3(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
         self.cam_dec, self.cam_enc = camera_decoder, camera_encoder
+        self.precision: torch.dtype | None = None  # what the transformer computes in, and its features are kept in
+        self.compiled: CompiledNetwork | None = None  # runs the dense heads; acceleration.py sets both
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
 
@@ -105,8 +110,17 @@ class DepthAnything3(nn.Module):
             if self.cam_enc is None:
                 raise ValueError("cameras: expected None, this model takes no cameras")
             tokens = self.cam_enc(cameras)
-        answer = self.backbone(images, tokens, reference_view, extra_layers, queries, self.normalise, storage)
+        cast = nullcontext() if self.precision is None else torch.autocast(images.device.type, self.precision)
+        with cast:
+            answer = self.backbone(
+                images, tokens, reference_view, extra_layers, queries, self.normalise, self._in_precision(storage)
+            )
         return Features(*answer, *images.shape[-2:])
+
+    def _in_precision(self, storage: Storage) -> Storage:
+        if self.precision is None:
+            return storage
+        return lambda shape, like: storage(shape, like.new_empty(0, dtype=self.precision))
 
     def normalise(self, images: Tensor) -> Tensor:
         return (images - self.mean) / self.std
@@ -140,10 +154,12 @@ class DepthAnything3(nn.Module):
 
     def maps(self, features: Features, rays: bool = False) -> dict[str, Tensor]:
         """What the dense head says (B,S,...), by its names: depth as it is, without the sky fill of `decode`."""
+        size, weight = (features.height, features.width), self._head_weight
+        run: Callable[..., dict[str, Tensor]] = self.head
+        if self.compiled is not None and not torch.is_grad_enabled():
+            run = partial(self.compiled.head, self.head)
         return run_in_chunks(
-            lambda taps: self.head([tap.to(self._head_weight) for tap in taps], features.height, features.width, rays),
-            features.taps,
-            self._head_weight.device,
+            lambda taps: run([tap.to(weight) for tap in taps], *size, rays), features.taps, weight.device
         )
 
     def _head_precision(self, features: Features):

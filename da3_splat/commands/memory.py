@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
     from da3_splat.fusion.fuse import FusionConfig, Progress
@@ -27,22 +28,23 @@ def planned(
     model: Da3Splat, views: Views, limit: str, chunk: int | None, overlap: int | None, fusion: FusionConfig
 ) -> Plan | None:
     """What fits into `limit` (8GB; nothing: what is free), and says so where it is not one short pass without a limit.
-    None where nobody can say: a model of another kind, or a GPU whose limit was not given. ValueError where nothing
-    fits."""
+    Of a GPU, its own memory counts. None where nobody can say: a model of another kind. ValueError where nothing fits.
+    """
     from da3_splat.backbone.presets import NESTED, PRESETS
     from da3_splat.commands.terminal import note
-    from da3_splat.planning import held_mb, make_plan, measure_rates, parse_memory
+    from da3_splat.planning import Placement, make_plan, measure_rates, parse_memory
 
     preset, (height, width) = model.config.preset, views.images.shape[-2:]
-    held = held_mb()
-    most = parse_memory(limit) if limit else held + (1 - LEFT_FREE) * _free_mb()
-    if preset not in (*PRESETS, *NESTED) or (not limit and chunk is None and next(model.parameters()).is_cuda):
+    device = next(model.parameters()).device
+    start, free = _memory_of_gpu(device) if device.type == "cuda" else _memory_of_process(views)
+    most = parse_memory(limit) if limit else start + (1 - LEFT_FREE) * free
+    if preset not in (*PRESETS, *NESTED):
         return None
-    start = held - 12 * views.images[0, :, 0].numel() / 2**20
     count = views.images.shape[1]
 
     def plan_with(rates: Rates | None) -> Plan:
-        return make_plan(preset, count, height, width, most, start, rates, chunk, overlap, fusion)
+        placed = Placement.of(model)
+        return make_plan(preset, count, height, width, most, start, rates, chunk, overlap, fusion, placed)
 
     plan = plan_with(None)  # what does not fit is refused before anything is measured
     if count >= LONG:
@@ -51,6 +53,23 @@ def planned(
     if plan.chunk or plan.features_on_disk or limit or count >= LONG:
         note(plan.line)
     return plan
+
+
+def _memory_of_process(views: Views) -> tuple[float, float]:
+    """What this process holds beside the pictures, and what the system can still give on top of all, in MB."""
+    from da3_splat.planning import held_mb
+
+    pictures = 12 * views.images[0, :, 0].numel() / 2**20
+    return held_mb() - pictures, _free_mb() + pictures
+
+
+def _memory_of_gpu(device: torch.device) -> tuple[float, float]:
+    """What torch holds there, the pictures not among it yet, and what it can still get, in MB."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    held, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    return held / 2**20, (free + reserved - held) / 2**20
 
 
 def carried_out(
@@ -65,8 +84,49 @@ def carried_out(
     workers: Workers,
     watch: Watch,
 ) -> Scene:
-    """The scene as planned. Chunks, and features on disk, lie in the folder `work`; chunks stay there.
-    `watch` sees views as they are laid in one pass."""
+    """The scene as planned; where a GPU's memory ends before, by chunks of half as many views, until it does not.
+
+    Chunks, and features on disk, lie in the folder `work`; chunks stay there. `watch` sees views as they are laid in
+    one pass.
+    """
+    import torch
+
+    from da3_splat.commands.terminal import note
+
+    while True:
+        try:
+            return _as_planned(plan, model, views, work, recipe, fusion, rays, progress, workers, watch)
+        except torch.OutOfMemoryError:
+            smaller = _halved(plan, views.images.shape[1])
+            if smaller is None or rays != "cameras" or workers is not map:  # other processes would wait for this one
+                raise
+        note(f"the GPU ran out of memory; going on by chunks of {smaller.chunk} views")
+        torch.cuda.empty_cache()
+        plan = smaller
+
+
+def _halved(plan: Plan | None, views: int) -> Plan | None:
+    """The plan for half as many views at a time; None where these would be too few."""
+    from da3_splat.planning import SHORTEST_CHUNK, Plan, Prediction, shared_by_chunks
+
+    size = (views if plan is None or plan.chunk is None else plan.chunk) // 2
+    if size < SHORTEST_CHUNK:
+        return None
+    return Plan(size, shared_by_chunks(size), False, Prediction(float("nan"), float("nan"), {}), "")
+
+
+def _as_planned(
+    plan: Plan | None,
+    model: Da3Splat,
+    views: Views,
+    work: Path,
+    recipe: dict,
+    fusion: FusionConfig,
+    rays: Literal["cameras", "predicted"],
+    progress: Progress,
+    workers: Workers,
+    watch: Watch,
+) -> Scene:
     if plan is not None and plan.chunk is not None:
         from da3_splat.sequence.reconstruct import SequenceConfig, reconstruct_sequence
 

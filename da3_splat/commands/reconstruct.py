@@ -47,6 +47,7 @@ def reconstruct(
     overlap: int | None = None,
     max_memory: str = "",
     device: Device = "auto",
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn photos into a 3D Gaussian scene in one pass, and refine it for as long as you like.
@@ -88,6 +89,7 @@ def reconstruct(
         max_memory: most that may be used, such as 8GB; without it, what is free
         view: watch it in the browser while it is made (only from this machine), and stay there until Ctrl-C
         device: cpu, cuda, or auto
+        precision: what the transformer computes in; auto is bfloat16 on a GPU, as in the released code, else float32
         as_json: print the report as JSON
     """
     import time
@@ -111,6 +113,7 @@ def reconstruct(
 
     import torch
 
+    from da3_splat.acceleration import accelerate
     from da3_splat.commands.memory import carried_out, planned
     from da3_splat.fusion.fuse import NO_FUSION, FusionConfig
     from da3_splat.model import load_model
@@ -120,6 +123,7 @@ def reconstruct(
 
     loaded = time.perf_counter()
     place = chosen_device(device)
+    half = precision == "bfloat16" or (precision == "auto" and place == "cuda")
     try:
         config = replace(
             FusionConfig() if fusion else NO_FUSION, max_gaussians=max_gaussians, min_confidence=prune, sky=sky
@@ -127,10 +131,16 @@ def reconstruct(
         watch = _shown(window, views)
         stamps = [_stamp(frame.path) for frame in frames if isinstance(frame.path, Path)]
         weights = _stamp(Path(model)) if Path(model).exists() else model
-        recipe = {"model": weights, "size": list(views.images.shape), "pictures": stamps, "poses": poses}
+        recipe = {
+            "model": weights,
+            "size": list(views.images.shape),
+            "pictures": stamps,
+            "poses": poses,
+            "half": half,
+        }
         work = output / "work"
         with launched() as (workers, writes):
-            network = load_model(model, place)
+            network = accelerate(load_model(model, place), "bfloat16" if half else "float32")
             # All processes go by the plan of the first.
             (plan,) = workers(lambda _: planned(network, views, max_memory, chunk, overlap, config), [None])
             scene = carried_out(plan, network, views, work, recipe, config, rays, bar, workers, watch).to("cpu")

@@ -27,7 +27,7 @@ from da3_splat.data.sequences import worker_share
 from da3_splat.data.view_selection import bounded_gap_views, farthest_point_views
 from da3_splat.data.views import PATCH
 from da3_splat.io.frames import Frame, poses_of
-from da3_splat.types import Views
+from da3_splat.types import Record, Views
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Episode:
 
 
 @dataclass(frozen=True)
-class LoadedEpisode:
+class LoadedEpisode(Record):
     """An episode with its pictures, both of batch size 1 and with cameras; true depth of the contexts (1,S,H,W, 0
     where there is none) where it is known."""
 

@@ -22,7 +22,7 @@ from da3_splat.types import Cameras, Geometry, RayMap
 
 AGREES = 0.05  # of depth
 SIGHTED = 64  # pixels of a view by which it is guessed who sees the same
-PAIRS_AT_A_TIME = 8  # more do not stay in a core's cache
+PAIRS_AT_A_TIME = {"cpu": 8, "cuda": 32}  # more do not stay in a core's cache; fewer would not keep a GPU busy
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ class _Scene:
     def __init__(self, geometry: Geometry, images: Tensor, config: ConsensusConfig, usable: Tensor | None):
         self.geometry, self.images, self.config = geometry, images[0], config
         self.views, self.height, self.width = geometry.depth.shape[1:]
+        self.pairs_at_a_time = PAIRS_AT_A_TIME.get(self.images.device.type, PAIRS_AT_A_TIME["cuda"])
         self.intrinsics = geometry.known_cameras.resized(self.height, self.width).intrinsics[0].float()
         self.inverse_intrinsics = inverse_intrinsics(self.intrinsics)
         depth = geometry.depth[0].float()
@@ -214,7 +215,7 @@ class _Scene:
         if scales is None:
             return state
         blocks, vectors = [], []
-        for chunk in pairs.split(PAIRS_AT_A_TIME):
+        for chunk in pairs.split(self.pairs_at_a_time):
             found = self.look(state, chunk, self.pixels, self.chosen).normal_equations(*scales)
             blocks.append(found[0].double().cpu() / config.redundancy)
             vectors.append(found[1].double().cpu() / config.redundancy)
@@ -241,7 +242,7 @@ class _Scene:
         """Median residuals of colour and of depth within the gate, over a quarter of the pixels; None where no pair
         sees any of these twice."""
         color, depth = [], []
-        for chunk in pairs.split(PAIRS_AT_A_TIME):
+        for chunk in pairs.split(self.pairs_at_a_time):
             look = self.look(state, chunk, self.pixels[:, ::4], self.chosen[:, ::4])  # enough for a median
             near = (look.weight > 0) & (look.depth_residual.abs() < self.config.gate)
             color.append(look.color_residual.norm(dim=-1)[near])

@@ -50,9 +50,8 @@ def spread_back(
     """`spreading.spread_back` of Gaussians (N,...) and one camera (4,4), (3,3): a second walk through the tiles that
     asks for nothing but the weights, where the backward pass would follow every parameter."""
     gaussians = [tensor.detach().float().contiguous().numpy() for tensor in (means, quats, scales, opacities, sh)]
-    picture = _draw(
-        gaussians, *(t.float().contiguous().numpy() for t in (world_to_camera, intrinsics)), settings, False
-    )
+    view, k = (tensor.float().contiguous().numpy() for tensor in (world_to_camera, intrinsics))
+    picture = _draw(gaussians, view, k, settings, differentiable=False)
     weights = counted.float().numpy()[..., None]
     missing = image.float().permute(1, 2, 0).numpy() - picture.color[..., :3]
     values = np.concatenate([missing * weights, weights], axis=-1, dtype=np.float32)

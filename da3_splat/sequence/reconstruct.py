@@ -9,9 +9,11 @@ views -- overlapping chunks --> each reconstructed alone --> work folder (a kill
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ from da3_splat.sequence.retrieval import describe, loop_candidates
 from da3_splat.sequence.work_folder import ChunkResult, WorkFolder
 from da3_splat.types import Gaussians, Geometry, Scene, Views
 
+Result = TypeVar("Result")
 REACH = 3  # views on both sides of those that look alike that a bridge takes along
 CONFIRMED = 0.5  # share of shared points that must meet for a loop to count
 LOOPS_PER_CHUNK = 1.0
@@ -87,21 +90,19 @@ def reconstruct_sequence(
         parts.append(_part(_moved(result.geometry, place), chunk, own))
         there.append(result.available[:, own.start - chunk.start : own.stop - chunk.start])
     geometry, available = Geometry.concatenate(parts), torch.cat(there, dim=1)
-    laid, unposed = geometry, views.cameras is None
-    if len(chunks) > 1:  # seams: what two chunks say of one place, and both of them alone could not compare
-        fixed = torch.full((count,), not unposed)
-        geometry, agreement = agree(geometry, views, fixed, fusion)
-        report |= agreement
     owner = [index for index, own in enumerate(owned) for _ in own]
     load = lru_cache(maxsize=2)(lambda index: work.kept(_name(index)))
 
     def gaussians_of_view(view: int) -> Gaussians:
         index = owner[view]
         found = load(index).gaussians_of_view(view - chunks[index].start)
-        found = transform_gaussians(_single(places[index]), found)
-        return relaid(found, laid.select([view]), geometry.select([view]))
+        return transform_gaussians(_single(places[index]), found)
 
-    gaussians, counts = fuse(geometry, views, gaussians_of_view, fusion, progress, workers, available)
+    def joined(device: torch.device):
+        seams = len(chunks) > 1  # what two chunks say of one place, and both of them alone could not compare
+        return _joined(geometry, available, views, gaussians_of_view, seams, device, fusion, progress, workers)
+
+    geometry, gaussians, counts = where_it_fits(joined, next(model.parameters()).device)
     report |= {"chunks": len(chunks), "chunks_found": len(chunks) - made, "views": count, **counts}
     report |= {
         "poses": "da3" if views.cameras is None else "given",
@@ -111,6 +112,43 @@ def reconstruct_sequence(
         "lifting_seconds": time.perf_counter() - placed,
     }
     return Scene(geometry=geometry, gaussians=gaussians, cameras=geometry.known_cameras, report=report)
+
+
+def where_it_fits(step: Callable[[torch.device], Result], device: torch.device) -> Result:
+    """What `step` does on `device`; on the CPU where the memory of another one ends: all views at once are many."""
+    try:
+        return step(device)
+    except torch.OutOfMemoryError:
+        if device.type == "cpu":
+            raise
+    return step(torch.device("cpu"))
+
+
+def _joined(
+    geometry: Geometry,
+    available: Tensor,
+    views: Views,
+    gaussians_of_view: Callable[[int], Gaussians],
+    seams: bool,
+    device: torch.device,
+    fusion: FusionConfig,
+    progress: Progress,
+    workers: Workers,
+) -> tuple[Geometry, Gaussians, dict[str, object]]:
+    """All views of all chunks made to agree, where there are `seams`, and fused, on `device`; what comes back lies on
+    the CPU."""
+    laid, available, views = geometry.to(device), available.to(device), views.to(device)
+    agreed = laid
+    report: dict[str, object] = {}
+    if seams:
+        fixed = torch.full((len(laid.depth[0]),), views.cameras is not None, device=device)
+        agreed, report = agree(laid, views, fixed, fusion)
+
+    def relaid_of_view(view: int) -> Gaussians:
+        return relaid(gaussians_of_view(view).to(device), laid.select([view]), agreed.select([view]))
+
+    gaussians, counts = fuse(agreed, views, relaid_of_view, fusion, progress, workers, available)
+    return agreed.to("cpu"), gaussians.to("cpu"), {**report, **counts}
 
 
 def relaid(gaussians: Gaussians, before: Geometry, after: Geometry) -> Gaussians:
@@ -179,7 +217,8 @@ def _places(
             joined[chunk.start : chunk.stop] = described
         most = max(1, round(LOOPS_PER_CHUNK * len(chunks)))
         for candidate in loop_candidates(joined, chunks, most):
-            loops += _bridged(model, views, chunks, candidate, work, fusion, workers)
+            reach = max(0, min(REACH, (config.chunk // 2 - 1) // 2))  # a bridge is no longer than a chunk
+            loops += _bridged(model, views, chunks, candidate, reach, work, fusion, workers)
     report |= {"loops_closed": len(loops)}
     places = optimized(links + loops, len(chunks)) if loops else chained(links, len(chunks))
     return places, report
@@ -190,14 +229,15 @@ def _bridged(
     views: Views,
     chunks: list[range],
     candidate: tuple[int, int, int, int],
+    reach: int,
     work: WorkFolder,
     fusion: FusionConfig,
     workers: Workers,
 ) -> list[Link]:
     """The link between two far chunks, through a reconstruction of some views of both; none where it does not hold."""
     i, j, u, v = candidate
-    near_u = range(max(chunks[i].start, u - REACH), min(chunks[i].stop, u + REACH + 1))
-    near_v = range(max(chunks[j].start, v - REACH), min(chunks[j].stop, v + REACH + 1))
+    near_u = range(max(chunks[i].start, u - reach), min(chunks[i].stop, u + reach + 1))
+    near_v = range(max(chunks[j].start, v - reach), min(chunks[j].stop, v + reach + 1))
     name = f"bridge_{i:04d}_{j:04d}_{u:06d}_{v:06d}"  # the same views of other chunks may have fewer beside them
     bridge = work.load(name)
     if bridge is None:

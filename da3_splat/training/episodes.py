@@ -103,11 +103,12 @@ def _scenes(config: DataConfig, path: Path) -> list:
 
 
 def head_batches(
-    sampler: EpisodeSampler | SyntheticSampler, config: DataConfig, merge_after: int
+    sampler: EpisodeSampler | SyntheticSampler, config: DataConfig, merge_after: int, pin: bool = False
 ) -> Iterator[tuple[Episode, HeadBatch]]:
-    """Batches from where the sampler stands; those from position `merge_after` of the run on ask for merging."""
+    """Batches from where the sampler stands; those from position `merge_after` of the run on ask for merging. `pin`
+    reads them into page-locked memory, for a GPU."""
     dataset = SyntheticEpisodes(sampler) if isinstance(sampler, SyntheticSampler) else EpisodeDataset(sampler)
-    for number, loaded in enumerate(make_loader(dataset, config.workers), start=sampler.used):
+    for number, loaded in enumerate(make_loader(dataset, config.workers, pin), start=sampler.used):
         yield loaded.episode, head_batch(loaded, config, merged=number >= merge_after)
 
 

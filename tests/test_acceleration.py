@@ -112,7 +112,7 @@ def test_memory_that_ends_makes_chunks_of_half_as_many_views(tmp_path, monkeypat
     arguments = ("reconstruct", photos, "--resolution", 56, "--output")
     monkeypatch.setattr(Da3Splat, "observe", bounded(9))
     code, out, err = run(capsys, *arguments, tmp_path / "scene", "--json")
-    assert code == 0 and err.count("ran out of memory; going on by chunks of 9 views") == 1, err
+    assert code == 0 and err.count("the GPU ran out of memory; going on by chunks of 9 views") == 1, err
     assert '"chunks": ' in out and '"views": 18' in out
     monkeypatch.setattr(Da3Splat, "observe", bounded(4))
     code, _, err = run(capsys, *arguments, tmp_path / "other")

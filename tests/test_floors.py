@@ -9,7 +9,7 @@ FLOORS = {
     "geometry": 1, "spherical_harmonics": 1, "io": 1,
     "backbone": 2, "rendering": 2, "data": 2, "losses": 2, "teacher_losses": 2, "metrics": 2, "perceptual": 2,
     "heads": 3, "fusion": 3,
-    "model": 4,
+    "model": 4, "acceleration": 4,
     "planning": 5, "sequence": 5,
     "scene_folder": 5, "export": 6, "posing": 6, "trained_run": 6,
     "starting_points": 5, "refinement": 5, "training": 5, "evaluation": 5,

@@ -121,9 +121,9 @@ class Da3Splat(nn.Module):
         merged, with the cameras (1,S) of all. `report` says where scale and poses came from, what was merged and
         dropped, and the times.
         """
+        views = views.to(next(self.parameters()).device)
         seen = self.observe(views, reference_view, fusion, lifting_rays, workers, **options)
         began = time.perf_counter()
-        views = views.to(seen.geometry.depth.device)
 
         def gaussians_of_view(view: int) -> Gaussians:
             gaussians = seen.gaussians_of_view(view)

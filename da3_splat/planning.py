@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from da3_splat.acceleration import precision_of
+from da3_splat.backbone.attention import TOKENS_PER_CHUNK, at_once
 from da3_splat.backbone.network import views_per_chunk
 from da3_splat.backbone.presets import NESTED, PRESETS, Preset
 from da3_splat.backbone.vision_transformer import PATCH
@@ -58,16 +60,21 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Placement:
-    """What memory depends on beside sizes: how many views go through the dense heads together, and in how many bytes a
-    number of the features is kept."""
+    """What memory depends on beside sizes: how many views go through the dense heads together and tokens through a
+    block, in how many bytes a number of the features is kept, and whether chunks are joined in the same memory (from a
+    GPU, the CPU takes over where they do not fit)."""
 
     heads_at_once: int = 2
+    tokens_at_once: int = 1536
     feature_bytes: int = 4
+    joined_here: bool = True
 
     @staticmethod
     def of(model: Da3Splat) -> Placement:
-        half = getattr(model.network, "precision", None) is not None
-        return Placement(views_per_chunk(next(model.parameters()).device), 2 if half else 4)
+        device = next(model.parameters()).device
+        half = precision_of(model) is not torch.float32
+        tokens = at_once(TOKENS_PER_CHUNK, device)
+        return Placement(views_per_chunk(device), tokens, 2 if half else 4, device.type != "cuda")
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,8 @@ def predict(
     )
     stages = {"attention": attending, "consensus": agreeing, "fusion": max(fusing, coloring)}
     chunk = _head_bytes(size, height, width, min(views, placement.heads_at_once))
-    peak = start_mb + SPARE_MB + (pictures + chunk + max(stages.values())) / MB
+    widened = 2 * 4 * 4 * size.dim * min(tokens, placement.tokens_at_once)  # what a block makes of some tokens
+    peak = start_mb + SPARE_MB + (pictures + chunk + widened + max(stages.values())) / MB
     memory = {f"{name}_mb": value / MB for name, value in stages.items()} | {"pictures_mb": pictures / MB}
     if rates is None:
         return Prediction(peak, float("nan"), memory)
@@ -171,7 +179,7 @@ def make_plan(
     size = min(views, chunk or views)
     while True:
         shared = overlap if overlap is not None else shared_by_chunks(size)
-        found = _by_chunks(of(size), views, size, shared, height, width, start_mb, fusion)
+        found = _by_chunks(of(size), views, size, shared, height, width, start_mb, fusion, placement)
         if found.peak_mb <= limit_mb:
             line = f"{views} views in chunks of {size} that share {shared}, {_words(found)}"
             return Plan(size, shared, False, found, line)
@@ -190,14 +198,24 @@ def shared_by_chunks(size: int) -> int:
 
 
 def _by_chunks(
-    one: Prediction, views: int, size: int, overlap: int, height: int, width: int, start_mb: float, fusion: FusionConfig
+    one: Prediction,
+    views: int,
+    size: int,
+    overlap: int,
+    height: int,
+    width: int,
+    start_mb: float,
+    fusion: FusionConfig,
+    placement: Placement,
 ) -> Prediction:
-    """The peak is that of a chunk beside all pictures, or of fusion over all views; every chunk takes its time."""
+    """The peak is that of a chunk beside all pictures, or of fusion over all views; that of a chunk alone where chunks
+    are joined elsewhere. Every chunk takes its time."""
     pixels = views * height * width
     gaussians = gaussians_kept(views, height, width, fusion)
     agreeing = _consensus_bytes(pixels, views, fusion)
     last = start_mb + SPARE_MB + (24 * pixels + max(agreeing, 18 * pixels + 3 * _gaussian_bytes(1) * gaussians)) / MB
-    peak = max(one.peak_mb + 12 * (views - size) * height * width / MB, last)
+    beside = max(one.peak_mb + 12 * (views - size) * height * width / MB, last)
+    peak = beside if placement.joined_here else one.peak_mb
     chunks = 1 + max(0, -(-(views - size) // max(1, size - overlap)))
     per_chunk = one.seconds - one.parts.get("coloring_seconds", 0.0)
     merging = one.parts.get("merging_seconds", 0.0) * views / size
@@ -224,7 +242,7 @@ def _parts(
     few = torch.arange(6)
     views, truth = many.select(few), true.select(few)
     size, two = _size_of(model.config.preset), views.images[:, :2]
-    query = torch.rand(1, size.heads, tokens, size.dim // size.heads, device=device)
+    query = torch.rand(1, size.heads, tokens, size.dim // size.heads, device=device, dtype=precision_of(model))
     config, free = ConsensusConfig(blurs=(1.5,), iterations=1), torch.zeros(16, dtype=torch.bool, device=device)
     plain = lift(views.images.new_zeros(*truth.depth.shape, raw_channels(1)), views.images, truth)
     plain = plain.select(torch.nonzero(truth.depth.flatten() > 0)[:, 0])

@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 
+from da3_splat.acceleration import accelerate
 from da3_splat.data.captures import find_frames
 from da3_splat.data.views import read_frames
 from da3_splat.export import export_scene
@@ -50,7 +51,7 @@ def posed_capture(
             _by_colmap(frames, Path(work), resolution, progress)
         else:
             views = read_frames(frames, resolution=resolution, progress=progress("reading"))
-            scene = load_model(network, device).reconstruct(views, progress=progress).to("cpu")
+            scene = accelerate(load_model(network, device)).reconstruct(views, progress=progress).to("cpu")
             save_scene(scene, views, work, progress("writing"), frames)
             export_scene(scene, views, work, work, ["transforms"])
         shutil.rmtree(folder, ignore_errors=True)

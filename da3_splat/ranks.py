@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as distributed
@@ -25,8 +26,26 @@ def map_over_ranks(function: Callable[[Item], Answer], items: Sequence[Item]) ->
     for start in range(0, len(items), world):
         mine = function(items[start + rank]) if start + rank < len(items) else None
         answers: list = [None] * world
-        distributed.all_gather_object(answers, mine)
-        yield from answers[: len(items) - start]
+        # A tensor would arrive on the GPU that it left, which is another process's.
+        distributed.all_gather_object(answers, (on_gpu(mine), moved(mine, torch.device("cpu"))))
+        for was_on_gpu, answer in answers[: len(items) - start]:
+            yield moved(answer, torch.device("cuda", torch.cuda.current_device())) if was_on_gpu else answer
+
+
+def on_gpu(answer: object) -> bool:
+    """Whether any tensor of an answer, or of its records, lies elsewhere than on the CPU."""
+    if isinstance(answer, (tuple, list)):
+        return any(on_gpu(part) for part in answer)
+    if is_dataclass(answer):
+        return on_gpu([getattr(answer, item.name) for item in fields(answer)])
+    return isinstance(answer, torch.Tensor) and answer.device.type != "cpu"
+
+
+def moved(answer: Any, device: torch.device) -> Any:
+    """An answer with its tensors, and its records of tensors, on `device`."""
+    if isinstance(answer, (tuple, list)):
+        return type(answer)(moved(part, device) for part in answer)
+    return answer.to(device) if hasattr(answer, "to") else answer
 
 
 @contextmanager

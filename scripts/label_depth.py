@@ -72,7 +72,7 @@ def network_teacher(settings: Settings) -> Teacher:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = create_backbone(settings.preset).eval().to(device)
     load_checkpoint(network, settings.teacher)
-    accelerate(network, "bfloat16" if device == "cuda" else "float32", settings.compile)
+    accelerate(network, compiled=settings.compile)
 
     @torch.no_grad()
     def teacher(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,7 +10,7 @@ from da3_splat import load_model
 from da3_splat.data.synthetic import make_scenes
 from da3_splat.fusion.consensus import ConsensusConfig
 from da3_splat.fusion.fuse import FusionConfig
-from da3_splat.ranks import launched
+from da3_splat.ranks import launched, moved, on_gpu
 from da3_splat.types import Views
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +33,15 @@ def scene_of(views: int, workers) -> dict[str, torch.Tensor]:
 def test_one_process_works_alone():
     with launched() as (workers, writes):
         assert writes and list(workers(lambda item: 2 * item, [1, 2, 3])) == [2, 4, 6]
+
+
+def test_answers_travel_on_the_cpu():
+    """Tensors and records of them, in tuples, too; `meta` stands for a GPU."""
+    views = make_scenes(1, 2, 28, 42, seed=31)[0]
+    away = (3, views.to("meta"), [torch.ones(2, device="meta")])
+    assert on_gpu(away) and not on_gpu((3, views, "text"))
+    number, back, (part,) = moved((3, views, [torch.ones(2)]), torch.device("meta"))
+    assert number == 3 and back.images.device.type == back.cameras.intrinsics.device.type == part.device.type == "meta"
 
 
 def test_two_ranks_give_the_scene_of_one(tmp_path, monkeypatch):

@@ -129,7 +129,7 @@ class Block(nn.Module):
             return self.widened(self.attended(tokens, rotary, mask))
         tokens = self._attended(tokens, rotary, mask)
         # Without gradients a few tokens at a time, in place: the wide layer stays in cache and asks for no new pages.
-        for part in tokens.flatten(0, 1).split(_at_once(TOKENS_PER_CHUNK, tokens)):
+        for part in tokens.flatten(0, 1).split(at_once(TOKENS_PER_CHUNK, tokens.device)):
             part.add_(self.mlp(self.norm2(part)).mul_(self.ls2.gamma))
         return tokens
 
@@ -146,7 +146,7 @@ class Block(nn.Module):
         its tokens, whole views of them where the rotary embedding counts in views."""
         batch, count, dim = tokens.shape
         answer = tokens.new_empty(tokens.shape, dtype=torch.promote_types(tokens.dtype, self.ls1.gamma.dtype))
-        most = _at_once(TOKENS_PER_PIECE, tokens)
+        most = at_once(TOKENS_PER_PIECE, tokens.device)
         if count <= most:
             sequences = max(1, most // count)
             for part, room in zip(tokens.split(sequences), answer.split(sequences)):
@@ -164,8 +164,9 @@ class Block(nn.Module):
         return answer
 
 
-def _at_once(limits: dict[str, int], tokens: Tensor) -> int:
-    return limits.get(tokens.device.type, limits["cuda"])
+def at_once(limits: dict[str, int], device: torch.device) -> int:
+    """The limit for a kind of device; others count as GPUs."""
+    return limits.get(device.type, limits["cuda"])
 
 
 class Rotary:

@@ -2,8 +2,9 @@
 
 Compiled code holds for the shapes it was made for, and the number of views is another one in every folder of photos.
 But all of the network except attention across views works view by view: so the views go through in pieces of 1, 2, 4,
-... up to `largest` of them, the last piece filled up with zeros to the next of these counts, and what comes out for
-these is thrown away. Attention across views is left to torch's own kernel.
+... up to a largest number of them, the last piece filled up with zeros to the next of these counts, and what comes out
+for these is thrown away. Attention across views is left to torch's own kernel. Every count and picture size is compiled
+when it is first met, which takes a while: for many scenes of one size.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from da3_splat.backbone.attention import Block, Rotary
 
-Compile = Callable[[Callable], Callable]
+Compiler = Callable[[Callable], Callable]  # torch.compile, or what gives a function back as it is
 
 
 def buckets(count: int, largest: int) -> Iterator[tuple[slice, int]]:
@@ -34,60 +35,67 @@ def filled(values: Tensor, piece: slice, size: int) -> Tensor:
     return torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
 
 
-class CompiledNetwork:
-    """Runs the blocks and the dense heads of one network without gradients; see the head of this file.
+class CompiledBlocks:
+    """Runs the blocks of a transformer, without gradients, on `largest` views at a time."""
 
-    `largest` is the number of views in a piece, `compile` what compiles a function (torch.compile, or one that gives it
-    back as it is). Every bucket and picture size is compiled when it is first met, which takes a while: for many scenes
-    of one size.
-    """
-
-    def __init__(self, largest: int, compile: Compile):
+    def __init__(self, largest: int, compiler: Compiler):
         self.largest = largest
-        self._whole, self._projected, self._finished = compile(_whole), compile(_projected), compile(_finished)
-        self._head = compile(_head)
+        self._whole, self._projected, self._finished = compiler(_whole), compiler(_projected), compiler(_finished)
 
-    def block(self, block: Block, tokens: Tensor, rotary: Rotary | None) -> Tensor:
+    def within(self, block: Block, tokens: Tensor, rotary: Rotary | None) -> Tensor:
         """`block` on sequences (N,T,D) of one view each."""
-        outcome = None
-        for piece, size in buckets(len(tokens), self.largest):
-            found = self._whole(block, filled(tokens, piece, size), rotary)
-            outcome = tokens.new_empty(tokens.shape, dtype=found.dtype) if outcome is None else outcome
-            # Copied before the next call: a captured graph writes its answer to the same place each time.
-            outcome[piece] = found[: piece.stop - piece.start]
-        assert outcome is not None, "there are views"
-        return outcome
+        return self._in_pieces(len(tokens), lambda *piece: self._whole(block, filled(tokens, *piece), rotary))
 
-    def block_across(self, block: Block, tokens: Tensor, rotary: Rotary) -> Tensor:
+    def across(self, block: Block, tokens: Tensor, rotary: Rotary) -> Tensor:
         """`block` on the sequences (B,S*T,D) of all views of a scene, T tokens each as the rotary embedding counts."""
         assert rotary.stride is not None, "across views it has one"
-        flat = tokens.reshape(-1, rotary.stride, tokens.shape[-1])  # (B*S,T,D)
+        views = tokens.reshape(-1, rotary.stride, tokens.shape[-1])  # (B*S,T,D)
+        mixed = self._attention(block, views, rotary, len(tokens))
+        found = self._in_pieces(
+            len(views), lambda *piece: self._finished(block, filled(views, *piece), filled(mixed, *piece))
+        )
+        return found.reshape(tokens.shape)
+
+    def _attention(self, block: Block, views: Tensor, rotary: Rotary, batch: int) -> Tensor:
+        """What the tokens of views (B*S,T,D) take from each other (B*S,T,D), before it is projected."""
         held: list[Tensor] | None = None
-        for piece, size in buckets(len(flat), self.largest):
-            parts = self._projected(block, filled(flat, piece, size), rotary)  # (b,heads,T,d)
+        for piece, size in buckets(len(views), self.largest):
+            parts = self._projected(block, filled(views, piece, size), rotary)  # (b,heads,T,d)
             if held is None:
-                _, heads, count, width = parts[2].shape
-                held = [part.new_empty(len(flat), count, heads, width) for part in parts]
+                heads, count, width = parts[2].shape[1:]
+                held = [parts[2].new_empty(len(views), count, heads, width) for _ in parts]
             for whole, part in zip(held, parts):
                 whole[piece] = part[: piece.stop - piece.start].transpose(1, 2)
         assert held is not None, "there are views"
-        query, key, value = (part.reshape(len(tokens), -1, *part.shape[2:]).transpose(1, 2) for part in held)
-        mixed = scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)  # (B,heads,S*T,d)
-        mixed = mixed.transpose(1, 2).reshape(len(flat), rotary.stride, -1)
-        outcome = None
-        for piece, size in buckets(len(flat), self.largest):
-            found = self._finished(block, filled(flat, piece, size), filled(mixed, piece, size))
-            outcome = flat.new_empty(flat.shape, dtype=found.dtype) if outcome is None else outcome
-            outcome[piece] = found[: piece.stop - piece.start]
-        assert outcome is not None
-        return outcome.reshape(tokens.shape)
+        query, key, value = (part.reshape(batch, -1, *part.shape[2:]).transpose(1, 2) for part in held)
+        return scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(views.shape)
 
-    def head(self, head: nn.Module, taps: list[Tensor], height: int, width: int, rays: bool) -> dict[str, Tensor]:
-        """`head` on the taps (N,P,D) of some views, at most `largest`."""
-        count = len(taps[0])
-        ((piece, size),) = buckets(count, self.largest)
-        found = self._head(head, [filled(tap, piece, size) for tap in taps], height, width, rays)
-        return {name: values[:count].clone() for name, values in found.items()}
+    def _in_pieces(self, count: int, answer: Callable[[slice, int], Tensor]) -> Tensor:
+        """The answers for all pieces of `count` views as one tensor. Each is copied before the next call: a captured
+        graph writes to the same place every time."""
+        joined: Tensor | None = None
+        for piece, size in buckets(count, self.largest):
+            found = answer(piece, size)
+            if joined is None:
+                joined = found.new_empty(count, *found.shape[1:])
+            joined[piece] = found[: piece.stop - piece.start]
+        assert joined is not None, "there are views"
+        return joined
+
+
+class CompiledHead:
+    """Runs a dense head, without gradients, on few views that are filled up."""
+
+    def __init__(self, compiler: Compiler):
+        self._run = compiler(_head)
+
+    def __call__(
+        self, head: nn.Module, taps: list[Tensor], height: int, width: int, rays: bool, largest: int
+    ) -> dict[str, Tensor]:
+        """`head` on the taps (N,P,D) of N <= `largest` views. To be copied before the next call."""
+        ((piece, size),) = buckets(len(taps[0]), largest)
+        found = self._run(head, [filled(tap, piece, size) for tap in taps], height, width, rays)
+        return {name: values[piece] for name, values in found.items()}
 
 
 def _whole(block: Block, tokens: Tensor, rotary: Rotary | None) -> Tensor:

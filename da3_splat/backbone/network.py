@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from da3_splat.backbone.camera import CameraDecoder, CameraEncoder
-from da3_splat.backbone.compiling import CompiledNetwork
+from da3_splat.backbone.compiling import CompiledHead
 from da3_splat.backbone.dpt import DualDPT, MonocularHead
 from da3_splat.backbone.vision_transformer import Storage, VisionTransformer, in_memory
 from da3_splat.geometry.poses import cameras_from_rays, decode_cameras
@@ -65,8 +65,8 @@ class DepthAnything3(nn.Module):
         super().__init__()
         self.backbone, self.head = backbone, head
         self.cam_dec, self.cam_enc = camera_decoder, camera_encoder
-        self.precision: torch.dtype | None = None  # what the transformer computes in, and its features are kept in
-        self.compiled: CompiledNetwork | None = None  # runs the dense heads; acceleration.py sets both
+        self.precision: torch.dtype | None = None  # of the transformer and its features, without gradients
+        self.compiled: CompiledHead | None = None  # runs the dense heads; acceleration.py sets both
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
 
@@ -110,7 +110,8 @@ class DepthAnything3(nn.Module):
             if self.cam_enc is None:
                 raise ValueError("cameras: expected None, this model takes no cameras")
             tokens = self.cam_enc(cameras)
-        cast = nullcontext() if self.precision is None else torch.autocast(images.device.type, self.precision)
+        exact = self.precision is None or torch.is_grad_enabled()
+        cast = nullcontext() if exact else torch.autocast(images.device.type, self.precision)
         with cast:
             answer = self.backbone(
                 images, tokens, reference_view, extra_layers, queries, self.normalise, self._in_precision(storage)
@@ -157,7 +158,7 @@ class DepthAnything3(nn.Module):
         size, weight = (features.height, features.width), self._head_weight
         run: Callable[..., dict[str, Tensor]] = self.head
         if self.compiled is not None and not torch.is_grad_enabled():
-            run = partial(self.compiled.head, self.head)
+            run = partial(self.compiled, self.head, largest=views_per_chunk(weight.device))
         return run_in_chunks(
             lambda taps: run([tap.to(weight) for tap in taps], *size, rays), features.taps, weight.device
         )

@@ -28,7 +28,8 @@ def select_reference_view(class_tokens: Tensor, strategy: str | int) -> Tensor:
         raise ValueError(f"reference_view: expected an index or one of {', '.join(STRATEGIES)}, got {strategy!r}")
     class_tokens = class_tokens.float()
     unit = normalize(class_tokens, dim=-1)
-    similarity = unit @ unit.transpose(1, 2) - torch.eye(views, device=unit.device)
+    with torch.autocast(unit.device.type, enabled=False):  # views are often nearly alike
+        similarity = unit @ unit.transpose(1, 2) - torch.eye(views, device=unit.device)
     if strategy == "saddle_sim_range":
         return (similarity.amax(dim=-1) - similarity.amin(dim=-1)).argmax(dim=1)
     measures = torch.stack([similarity.sum(dim=-1) / (views - 1), class_tokens.norm(dim=-1), unit.var(dim=-1)])

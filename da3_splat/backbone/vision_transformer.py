@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 from torch.utils.checkpoint import checkpoint
 
 from da3_splat.backbone.attention import Block, Rotary
-from da3_splat.backbone.compiling import CompiledNetwork
+from da3_splat.backbone.compiling import CompiledBlocks
 from da3_splat.backbone.reference_view import front_order, move_to_front, restore_order, select_reference_view
 
 PATCH = 14
@@ -62,7 +62,7 @@ class VisionTransformer(nn.Module):
         self, dim: int, depth: int, heads: int, taps: tuple[int, ...], alternate_from: int | None, swiglu: bool
     ):
         super().__init__()
-        self.compiled: CompiledNetwork | None = None  # runs the blocks where no gradients are asked for
+        self.compiled: CompiledBlocks | None = None  # runs the blocks where no gradients are asked for
         self.checkpointing = False  # training may trade time for memory: blocks are then computed again on the way back
         self.taps, self.alternate_from, self.heads, self.dim = taps, alternate_from, heads, dim
         self.patch_embed = PatchEmbed(dim)
@@ -145,8 +145,8 @@ class VisionTransformer(nn.Module):
             return block(tokens, rotary, mask)
         assert isinstance(block, Block), "what a backbone is made of"
         if rotary is not None and rotary.stride is not None:
-            return self.compiled.block_across(block, tokens, rotary)
-        return self.compiled.block(block, tokens, rotary)
+            return self.compiled.across(block, tokens, rotary)
+        return self.compiled.within(block, tokens, rotary)
 
     def _chooses_reference_before(self, index: int) -> bool:
         return self.alternate_from is not None and index == self.alternate_from - 1

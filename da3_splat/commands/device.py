@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bfloat16"]  # acceleration.py, which --help does without
 
 
 def chosen_device(device: Device) -> str:

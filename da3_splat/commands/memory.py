@@ -36,8 +36,8 @@ def planned(
 
     preset, (height, width) = model.config.preset, views.images.shape[-2:]
     device = next(model.parameters()).device
-    start, free = _memory_of_gpu(device) if device.type == "cuda" else _memory_of_process(views)
-    most = parse_memory(limit) if limit else start + (1 - LEFT_FREE) * free
+    start, most = _memory_of_gpu(device) if device.type == "cuda" else _memory_of_process(views)
+    most = parse_memory(limit) if limit else most
     if preset not in (*PRESETS, *NESTED):
         return None
     count = views.images.shape[1]
@@ -56,20 +56,20 @@ def planned(
 
 
 def _memory_of_process(views: Views) -> tuple[float, float]:
-    """What this process holds beside the pictures, and what the system can still give on top of all, in MB."""
+    """What this process holds beside the pictures, and the most that it may hold, in MB."""
     from da3_splat.planning import held_mb
 
-    pictures = 12 * views.images[0, :, 0].numel() / 2**20
-    return held_mb() - pictures, _free_mb() + pictures
+    held = held_mb()
+    return held - 12 * views.images[0, :, 0].numel() / 2**20, held + (1 - LEFT_FREE) * _free_mb()
 
 
 def _memory_of_gpu(device: torch.device) -> tuple[float, float]:
-    """What torch holds there, the pictures not among it yet, and what it can still get, in MB."""
+    """What torch holds there, the pictures not among it yet, and the most that it may hold, in MB."""
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
     held, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    return held / 2**20, (free + reserved - held) / 2**20
+    return held / 2**20, (held + (1 - LEFT_FREE) * (free + reserved - held)) / 2**20
 
 
 def carried_out(
@@ -93,16 +93,17 @@ def carried_out(
 
     from da3_splat.commands.terminal import note
 
+    folder = work
     while True:
         try:
-            return _as_planned(plan, model, views, work, recipe, fusion, rays, progress, workers, watch)
+            return _as_planned(plan, model, views, folder, recipe, fusion, rays, progress, workers, watch)
         except torch.OutOfMemoryError:
             smaller = _halved(plan, views.images.shape[1])
             if smaller is None or rays != "cameras" or workers is not map:  # other processes would wait for this one
                 raise
         note(f"the GPU ran out of memory; going on by chunks of {smaller.chunk} views")
         torch.cuda.empty_cache()
-        plan = smaller
+        plan, folder = smaller, work / f"by_{smaller.chunk}"  # those of another size are no use
 
 
 def _halved(plan: Plan | None, views: int) -> Plan | None:
@@ -112,7 +113,8 @@ def _halved(plan: Plan | None, views: int) -> Plan | None:
     size = (views if plan is None or plan.chunk is None else plan.chunk) // 2
     if size < SHORTEST_CHUNK:
         return None
-    return Plan(size, shared_by_chunks(size), False, Prediction(float("nan"), float("nan"), {}), "")
+    shared = shared_by_chunks(size) if plan is None or plan.chunk is None else min(plan.overlap, size - 1)
+    return Plan(size, shared, False, Prediction(float("nan"), float("nan"), {}), "")
 
 
 def _as_planned(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from da3_splat.commands.device import Device, chosen_device
+from da3_splat.commands.device import Device, Precision, chosen_device
 from da3_splat.commands.terminal import bar, note, refining_bar, say
 from da3_splat.commands.view import announce
 
@@ -47,7 +47,7 @@ def reconstruct(
     overlap: int | None = None,
     max_memory: str = "",
     device: Device = "auto",
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Precision = "auto",
     as_json: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Turn photos into a 3D Gaussian scene in one pass, and refine it for as long as you like.
@@ -86,10 +86,11 @@ def reconstruct(
         chunk: reconstruct so many views at a time and align them to one scene, for long sequences; a run that was
             killed goes on from OUTPUT/work. Without it, only where one pass would not fit into memory
         overlap: views that neighbouring chunks share; chosen with the chunk where it is not given
-        max_memory: most that may be used, such as 8GB; without it, what is free
+        max_memory: most that may be used, such as 8GB, of the GPU's where there is one; without it, what is free
         view: watch it in the browser while it is made (only from this machine), and stay there until Ctrl-C
         device: cpu, cuda, or auto
-        precision: what the transformer computes in; auto is bfloat16 on a GPU, as in the released code, else float32
+        precision: what the transformer computes in; auto is bfloat16 on a GPU that has it, as in the released
+            code, else float32
         as_json: print the report as JSON
     """
     import time
@@ -123,7 +124,6 @@ def reconstruct(
 
     loaded = time.perf_counter()
     place = chosen_device(device)
-    half = precision == "bfloat16" or (precision == "auto" and place == "cuda")
     try:
         config = replace(
             FusionConfig() if fusion else NO_FUSION, max_gaussians=max_gaussians, min_confidence=prune, sky=sky
@@ -136,11 +136,12 @@ def reconstruct(
             "size": list(views.images.shape),
             "pictures": stamps,
             "poses": poses,
-            "half": half,
+            "precision": precision,
         }
         work = output / "work"
         with launched() as (workers, writes):
-            network = accelerate(load_model(model, place), "bfloat16" if half else "float32")
+            # Weights that want gradients would each be kept in half precision, too.
+            network = accelerate(load_model(model, place).requires_grad_(False), precision)
             # All processes go by the plan of the first.
             (plan,) = workers(lambda _: planned(network, views, max_memory, chunk, overlap, config), [None])
             scene = carried_out(plan, network, views, work, recipe, config, rays, bar, workers, watch).to("cpu")

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from da3_splat.acceleration import accelerate, precision_of
 from da3_splat.backbone.checkpoints import resolve
 from da3_splat.backbone.plane_sweep import PlaneSweep
 from da3_splat.evaluation.official import OfficialDA3
@@ -117,4 +118,7 @@ def load_method(source: str, device: str = "cpu") -> Method:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     name = source if path in EMBEDDED.values() or not Path(source).exists() else Path(source).name
     identity: dict[str, object] = {"name": name, "kind": "da3_splat", "sha256": digest}
-    return OurMethod(load_model(source, device), identity)
+    model = accelerate(load_model(source, device))
+    if precision_of(model) is torch.bfloat16:
+        identity["precision"] = "bfloat16"
+    return OurMethod(model, identity)

@@ -106,7 +106,7 @@ class _Scene:
     def __init__(self, geometry: Geometry, images: Tensor, config: ConsensusConfig, usable: Tensor | None):
         self.geometry, self.images, self.config = geometry, images[0], config
         self.views, self.height, self.width = geometry.depth.shape[1:]
-        self.pairs_at_a_time = PAIRS_AT_A_TIME.get(self.images.device.type, PAIRS_AT_A_TIME["cuda"])
+        self.pairs_at_a_time = PAIRS_AT_A_TIME["cpu" if self.images.device.type == "cpu" else "cuda"]
         self.intrinsics = geometry.known_cameras.resized(self.height, self.width).intrinsics[0].float()
         self.inverse_intrinsics = inverse_intrinsics(self.intrinsics)
         depth = geometry.depth[0].float()

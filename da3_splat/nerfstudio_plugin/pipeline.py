@@ -92,11 +92,12 @@ class Da3SplatPipeline(VanillaPipeline):
     @torch.no_grad()
     def fill_from_network(self) -> str:
         """Fill the model from one feed-forward pass, in Nerfstudio's frame; returns what was used, for the log."""
-        from da3_splat.model import load_model  # here, so that ns-train --help does not import it
+        from da3_splat.acceleration import accelerate  # here, so that ns-train --help does not import it
+        from da3_splat.model import load_model
         from da3_splat.starting_points import starting_gaussians
 
         views, chosen = self.training_views()
-        scene = load_model(self.config.network, device=self.device).reconstruct(views)
+        scene = accelerate(load_model(self.config.network, device=self.device)).reconstruct(views)
         # Splatfacto is slow to mend a start that looks wrong, and adds Gaussians itself where they are missing.
         start = starting_gaussians(scene, views.to(self.device), self.config.max_gaussians, looks_right=True)
         self.model.set_gaussians(start.gaussians)

@@ -1,7 +1,8 @@
 """The embedded rasterizer: gsplat 1.5.3's semantics on the CPU, forward and backward, float32.
 
 One picture at a time: project (projection_kernels) -> order by depth -> lists of Gaussians a tile -> composite
-(tile_kernels). Memory is 80 bytes a Gaussian, 4 bytes a Gaussian and tile (50 more for gradients), 24 bytes a pixel.
+(tile_kernels). Memory is 80 bytes a Gaussian, 4 bytes a Gaussian and tile (50 more for gradients, 16
+where only weights are asked for), 24 bytes a pixel.
 """
 
 from __future__ import annotations
@@ -38,8 +39,7 @@ def rasterize(
     """Gaussians (N,...) seen by cameras (V,...): picture (V,H,W,4) = colour and sum(w z), alpha (V,H,W), means2d
     (V,N,2) and radii (V,N,2). `probe` (V,N,2) receives the gradient of means2d and, if wanted, `.absgrad`."""
     tensors = (means, quats, scales, opacities, sh, world_to_camera, intrinsics)
-    if any(tensor.device.type != "cpu" for tensor in tensors):
-        raise ValueError("the cpu backend renders tensors on the CPU only; use backend='gsplat' on CUDA")
+    _on_cpu(*tensors)
     return _Rasterize.apply(*tensors, probe, settings)
 
 
@@ -49,12 +49,12 @@ def spread_back(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`spreading.spread_back` of Gaussians (N,...) and one camera (4,4), (3,3): a second walk through the tiles that
     asks for nothing but the weights, where the backward pass would follow every parameter."""
-    gaussians = [tensor.detach().float().contiguous().numpy() for tensor in (means, quats, scales, opacities, sh)]
-    view, k = (tensor.float().contiguous().numpy() for tensor in (world_to_camera, intrinsics))
+    tensors = (means, quats, scales, opacities, sh, world_to_camera, intrinsics, image, counted)
+    _on_cpu(*tensors)
+    *gaussians, view, k, shown, weights = (tensor.detach().float().contiguous().numpy() for tensor in tensors)
     picture = _draw(gaussians, view, k, settings, differentiable=False)
-    weights = counted.float().numpy()[..., None]
-    missing = image.float().permute(1, 2, 0).numpy() - picture.color[..., :3]
-    values = np.concatenate([missing * weights, weights], axis=-1, dtype=np.float32)
+    missing = (shown.transpose(1, 2, 0) - picture.color[..., :3]) * weights[..., None]
+    values = np.concatenate([missing, weights[..., None]], axis=-1, dtype=np.float32)
     columns, rows = -(-settings.width // TILE), -(-settings.height // TILE)
     entries = np.empty((len(picture.gaussian), 4), np.float32)
     parallel(
@@ -70,6 +70,11 @@ def spread_back(
     lit = picture.packed[:, 8:11] > 0  # of a colour that is clamped at black, nothing changes the picture
     spread, weight = (torch.from_numpy((part * lit).astype(np.float32)) for part in (sums[:, :3], sums[:, 3:]))
     return spread, weight
+
+
+def _on_cpu(*tensors: Tensor) -> None:
+    if any(tensor.device.type != "cpu" for tensor in tensors):
+        raise ValueError("the cpu backend renders tensors on the CPU only; use backend='gsplat' on CUDA")
 
 
 class _Rasterize(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Numba kernels that sort Gaussians into tiles and composite the tiles, forward and backward, float32.
+"""Numba kernels that sort Gaussians into tiles and composite the tiles, forward, backward and by weights, float32.
 
 Lane loops run over exactly TILE pixels of a tile row without a branch, with selects in its place: that is what makes
 LLVM turn them into vector instructions. `packed` rows are described in projection_kernels.py.

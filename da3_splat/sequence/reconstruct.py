@@ -102,7 +102,9 @@ def reconstruct_sequence(
         seams = len(chunks) > 1  # what two chunks say of one place, and both of them alone could not compare
         return _joined(geometry, available, views, gaussians_of_view, seams, device, fusion, progress, workers)
 
-    geometry, gaussians, counts = where_it_fits(joined, next(model.parameters()).device)
+    # Several processes must all do the same; one could run out of memory alone.
+    device = next(model.parameters()).device if workers is map else torch.device("cpu")
+    geometry, gaussians, counts = where_it_fits(joined, device)
     report |= {"chunks": len(chunks), "chunks_found": len(chunks) - made, "views": count, **counts}
     report |= {
         "poses": "da3" if views.cameras is None else "given",
@@ -148,7 +150,7 @@ def _joined(
         return relaid(gaussians_of_view(view).to(device), laid.select([view]), agreed.select([view]))
 
     gaussians, counts = fuse(agreed, views, relaid_of_view, fusion, progress, workers, available)
-    return agreed.to("cpu"), gaussians.to("cpu"), {**report, **counts}
+    return agreed.to("cpu"), gaussians.to("cpu"), {**report, **counts, "joined_on": device.type}
 
 
 def relaid(gaussians: Gaussians, before: Geometry, after: Geometry) -> Gaussians:
@@ -165,8 +167,9 @@ def _name(index: int) -> str:
 
 def _chunk(model: Da3Splat, views: Views, own: range, fusion: FusionConfig, workers: Workers) -> ChunkResult:
     """One chunk alone, and of the views that it answers for, `own`, the Gaussians that can stay when all are merged."""
+    views = views.to(next(model.parameters()).device)
     seen = model.observe(views, fusion=fusion, workers=workers)
-    usable = usable_pixels(seen.geometry, views.to(seen.geometry.depth.device), fusion)
+    usable = usable_pixels(seen.geometry, views, fusion)
     answered = torch.zeros_like(usable)
     answered[:, own.start : own.stop] = True
     if fusion.merge is not None and usable.shape[1] > 1:

@@ -8,7 +8,7 @@ from captures import small_capture
 from test_cli import run
 from torch._dynamo.utils import counters
 
-from da3_splat import load_model
+from da3_splat import load_model, planning
 from da3_splat.acceleration import accelerate
 from da3_splat.backbone.compiling import CompiledBlocks, CompiledHead, buckets
 from da3_splat.backbone.vision_transformer import VisionTransformer
@@ -96,9 +96,9 @@ def test_other_view_counts_compile_nothing_anew():
 
 
 def test_memory_that_ends_makes_chunks_of_half_as_many_views(tmp_path, monkeypatch, capsys):
-    """A GPU that runs out with more than 9 views: a line each time, a scene of all views by chunks that work/ keeps for
-    the next time, and no bridge longer than a chunk; where 8 are too many, one error."""
-    capture = small_capture(tmp_path / "photos", views=36)
+    """A GPU that runs out with more than 3 views: a line each time, a scene of all views by chunks that work/ keeps for
+    the next time, and no bridge longer than a chunk; where the fewest are too many, one error."""
+    capture = small_capture(tmp_path / "photos", views=12)
     photos = tmp_path / "plain"
     photos.mkdir()
     for file in sorted((capture / "images").iterdir()):
@@ -113,15 +113,16 @@ def test_memory_that_ends_makes_chunks_of_half_as_many_views(tmp_path, monkeypat
 
         return observe
 
-    arguments = ("reconstruct", photos, "--resolution", 56, "--output")
-    monkeypatch.setattr(Da3Splat, "observe", bounded(9))
-    for found in (0, 7):
+    arguments = ("reconstruct", photos, "--resolution", 56, "--no-fusion", "--output")
+    monkeypatch.setattr(planning, "SHORTEST_CHUNK", 3)
+    monkeypatch.setattr(Da3Splat, "observe", bounded(3))
+    for found in (0, 10):
         code, out, err = run(capsys, *arguments, tmp_path / "scene", "--json")
-        for size in (18, 9):
+        for size in (6, 3):
             assert code == 0 and err.count(f"the GPU ran out of memory; going on by chunks of {size} views") == 1, err
         report = json.loads(out)
-        assert (report["views"], report["chunks"], report["chunks_found"]) == (36, 7, found)
-    monkeypatch.setattr(Da3Splat, "observe", bounded(4))
+        assert (report["views"], report["chunks"], report["chunks_found"]) == (12, 10, found)
+    monkeypatch.setattr(Da3Splat, "observe", bounded(2))
     code, _, err = run(capsys, *arguments, tmp_path / "other")
     assert code == 2 and "the GPU ran out of memory; use fewer views" in err.splitlines()[-1], err
 

@@ -237,7 +237,7 @@ def test_a_scene_fills_while_it_is_made(made, tmp_path, capsys, monkeypatch):
             SceneViewer, name, lambda self, *given, n=name, m=method: (seen.append((n, given)), m(self, *given))
         )
     monkeypatch.setattr(SceneViewer, "wait", lambda self: self.server.stop())
-    monkeypatch.setattr("da3_splat.commands.reconstruct.SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr("da3_splat.commands.refining.SECONDS_BETWEEN_WRITES", 0.0)
     capture = made.parent / "capture"
     code, out, err = run(
         capsys, "reconstruct", capture, "--output", tmp_path, "--resolution", 84, "--refine", 8, "--view", "--json"

@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from da3_splat.commands.device import Device, Precision, chosen_device
-from da3_splat.commands.terminal import bar, note, refining_bar, say
+from da3_splat.commands.refining import asked_refinement, refined
+from da3_splat.commands.terminal import bar, note, say
 from da3_splat.commands.view import announce
 
 if TYPE_CHECKING:
     from da3_splat.model import Watch
-    from da3_splat.refinement import RefinementConfig
-    from da3_splat.types import Cameras, Gaussians, Scene, Views
+    from da3_splat.types import Cameras, Gaussians, Views
     from da3_splat.viewer.server import SceneViewer
 
-REFINED_GAUSSIANS = 100_000  # to refine, unless told otherwise
-SECONDS_BETWEEN_WRITES = 5.0
 DOUBTFUL_AGREEMENT = 0.75  # true geometry of synthetic worlds has 0.90, mini there 0.48 to 0.74, on photos 0.46 to 0.66
 
 
@@ -105,7 +103,7 @@ def reconstruct(
 
     if chunk is None and overlap is not None:
         raise ValueError("--overlap: only with --chunk")
-    refinement = _refinement(refine)
+    refinement = asked_refinement(refine)
     window = _window() if view else None
 
     began = time.perf_counter()
@@ -156,7 +154,7 @@ def reconstruct(
     if refinement is not None:
         poses_free = refine_poses == "yes" or (refine_poses == "auto" and views.cameras is None)
         refining = replace(refinement, poses=poses_free)
-        scene = _refined(scene, views, refining, max_gaussians, place, output, window)
+        scene = refined(scene, views, refining, max_gaussians, place, output, window)
         count = save_scene(scene, views, output, bar("writing"), frames)
     export_scene(scene, views, output, output, extra, bar("flying"))
     report = {
@@ -248,68 +246,6 @@ def _tell(report: dict, output: Path, model: str) -> None:
             "or --poses colmap where there are more than a few"
         )
     say(f"look at it: da3-splat view {output}")
-
-
-def _refinement(asked: str) -> RefinementConfig | None:
-    """How long to refine: `30s`, `2m`, a number of steps; nothing where nothing is asked."""
-    import re
-
-    from da3_splat.refinement import RefinementConfig
-
-    if not asked:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m)|(\d+)", asked)
-    if match is None:
-        raise ValueError(f"--refine: expected a time such as 30s or 2m, or a number of steps, got {asked!r}")
-    if match[3]:
-        return RefinementConfig(steps=int(match[3]))
-    return RefinementConfig(steps=None, seconds=float(match[1]) * (60 if match[2] == "m" else 1))
-
-
-def _refined(
-    scene: Scene,
-    views: Views,
-    config: RefinementConfig,
-    max_gaussians: int | None,
-    device: str,
-    output: Path,
-    window: SceneViewer | None,
-) -> Scene:
-    """The scene after refinement; meanwhile scene.ply is always the best so far."""
-    import time
-
-    from da3_splat.io.ply import save_ply
-    from da3_splat.refinement import Refined, refine
-    from da3_splat.starting_points import starting_gaussians
-
-    posed = replace(views, cameras=scene.cameras.resized(*views.images.shape[-2:]))
-    start = starting_gaussians(scene, posed, max_gaussians or REFINED_GAUSSIANS)
-    began, written = time.perf_counter(), [time.perf_counter()]
-
-    def keep(refined: Refined) -> None:
-        if time.perf_counter() - written[0] > SECONDS_BETWEEN_WRITES:
-            save_ply(refined.gaussians, output / "scene.ply")
-            if window is not None:
-                window.show_gaussians(refined.gaussians, refined.cameras.centers[0].mean(dim=0))
-            written[0] = time.perf_counter()
-
-    with refining_bar() as watch:
-        found = refine(start.gaussians.to(device), posed, config, watch=watch, keep=keep).to("cpu")
-    cameras = found.cameras.resized(scene.cameras.height, scene.cameras.width)
-    report = {
-        "start": start.source,
-        "refine_steps": found.steps,
-        "refine_seconds": time.perf_counter() - began,
-        "refined_psnr_db": found.psnr,
-        "doubtful_views": list(found.doubtful),
-    }
-    return replace(
-        scene,
-        gaussians=found.gaussians,
-        cameras=cameras,
-        geometry=replace(scene.geometry, cameras=cameras),
-        report=scene.report | report,
-    )
 
 
 def _views(

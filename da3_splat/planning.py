@@ -35,6 +35,7 @@ KEPT, KEPT_OF_FEW = 0.09, 3.4  # of S views' pixels this + that / S stay when 24
 IN_SIGHT = 0.7  # of all Gaussians, from one view
 SPARE_MB = 300  # kernels that are compiled, pools of threads, pieces, what the allocator keeps
 SHORTEST_CHUNK = 8
+BRIDGE = 14  # views of two chunks that are reconstructed together where a loop may close
 WARM_UP = (42, 56)  # height and width of the pictures that kernels are compiled with
 
 
@@ -218,9 +219,12 @@ def _by_chunks(
     peak = beside if placement.joined_here else one.peak_mb
     chunks = 1 + max(0, -(-(views - size) // max(1, size - overlap)))
     per_chunk = one.seconds - one.parts.get("coloring_seconds", 0.0)
+    agreeing_again = one.parts.get("consensus_seconds", 0.0) * views / size  # of all, once they are in one frame
+    bridges = per_chunk * BRIDGE / size * chunks if chunks > 2 else 0.0  # one a chunk at most
     merging = one.parts.get("merging_seconds", 0.0) * views / size
     coloring = one.parts.get("coloring_seconds", 0.0) * gaussians / gaussians_kept(size, height, width, fusion)
-    return Prediction(peak, chunks * per_chunk + merging + coloring, one.parts | {"chunks": chunks})
+    seconds = chunks * per_chunk + bridges + agreeing_again + merging + coloring
+    return Prediction(peak, seconds, one.parts | {"chunks": chunks})
 
 
 def measure_rates(model: Da3Splat, height: int, width: int, seed: int = 0) -> Rates:

@@ -53,6 +53,10 @@ def test_the_plan_fits_the_limit():
     assert "in chunks of" in cut.line and cut.prediction.peak_mb <= most
     asked = make_plan("mini", 300, 126, 168, 1e6, 600.0, RATES, chunk=50, overlap=9)
     assert (asked.chunk, asked.overlap) == (50, 9) and asked.prediction.seconds > 0
+    only = replace(RATES, view=0.0, score=0.0, spot=0.0, draw=0.0)
+    looking = make_plan("mini", 300, 126, 168, 1e6, 600.0, only, chunk=50, overlap=10).prediction
+    of_chunk = 50 * 6 * 12 * only.look  # 8 chunks, 8 bridges of 14 views, and all 300 once more
+    assert looking.seconds == pytest.approx(of_chunk * (8 + 8 * 14 / 50 + 6))
     with pytest.raises(ValueError, match="more --max-memory"):
         make_plan("mini", 300, 126, 168, 700.0, 600.0)
     unfused = make_plan("mini", 300, 126, 168, 1e6, 600.0, fusion=replace(FusionConfig(), consensus=None))

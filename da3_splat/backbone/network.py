@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from da3_splat.backbone.attention import at_once
 from da3_splat.backbone.camera import CameraDecoder, CameraEncoder
 from da3_splat.backbone.compiling import CompiledHead
 from da3_splat.backbone.dpt import DualDPT, MonocularHead
@@ -281,7 +282,7 @@ def _thinned(values: Tensor, limit: int = 4_000_000) -> Tensor:
 
 
 def views_per_chunk(device: torch.device) -> int:
-    return VIEWS_PER_CHUNK.get(device.type, VIEWS_PER_CHUNK["cuda"])
+    return at_once(VIEWS_PER_CHUNK, device)
 
 
 def run_in_chunks(head, taps: list[Tensor], device: torch.device | None = None) -> dict[str, Tensor]:

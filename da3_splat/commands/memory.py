@@ -93,10 +93,28 @@ def carried_out(
 
     from da3_splat.commands.terminal import note
 
+    def as_planned(plan: Plan | None, folder: Path) -> Scene:
+        if plan is not None and plan.chunk is not None:
+            from da3_splat.sequence.reconstruct import SequenceConfig, reconstruct_sequence
+
+            if rays != "cameras":
+                raise ValueError("--rays predicted: not by chunks; give more --max-memory, or leave out --chunk")
+            config = SequenceConfig(plan.chunk, plan.overlap)
+            whole = {**recipe, **asdict(model.config)}
+            return reconstruct_sequence(model, views, config, folder, whole, fusion, progress, workers)
+        options: dict[str, Any] = {}
+        if plan is not None and plan.features_on_disk:
+            from da3_splat.backbone.storage import FeatureFiles
+
+            options["storage"] = FeatureFiles(folder)
+        return model.reconstruct(
+            views, fusion=fusion, lifting_rays=rays, progress=progress, watch=watch, workers=workers, **options
+        )
+
     folder = work
     while True:
         try:
-            return _as_planned(plan, model, views, folder, recipe, fusion, rays, progress, workers, watch)
+            return as_planned(plan, folder)
         except torch.OutOfMemoryError:
             smaller = _halved(plan, views.images.shape[1])
             if smaller is None or rays != "cameras" or workers is not map:  # other processes would wait for this one
@@ -115,36 +133,6 @@ def _halved(plan: Plan | None, views: int) -> Plan | None:
         return None
     shared = shared_by_chunks(size) if plan is None or plan.chunk is None else min(plan.overlap, size - 1)
     return Plan(size, shared, False, Prediction(float("nan"), float("nan"), {}), "")
-
-
-def _as_planned(
-    plan: Plan | None,
-    model: Da3Splat,
-    views: Views,
-    work: Path,
-    recipe: dict,
-    fusion: FusionConfig,
-    rays: Literal["cameras", "predicted"],
-    progress: Progress,
-    workers: Workers,
-    watch: Watch,
-) -> Scene:
-    if plan is not None and plan.chunk is not None:
-        from da3_splat.sequence.reconstruct import SequenceConfig, reconstruct_sequence
-
-        if rays != "cameras":
-            raise ValueError("--rays predicted: not by chunks; give more --max-memory, or leave out --chunk")
-        config = SequenceConfig(plan.chunk, plan.overlap)
-        recipe = {**recipe, **asdict(model.config)}
-        return reconstruct_sequence(model, views, config, work, recipe, fusion, progress, workers)
-    options: dict[str, Any] = {}
-    if plan is not None and plan.features_on_disk:
-        from da3_splat.backbone.storage import FeatureFiles
-
-        options["storage"] = FeatureFiles(work)
-    return model.reconstruct(
-        views, fusion=fusion, lifting_rays=rays, progress=progress, watch=watch, workers=workers, **options
-    )
 
 
 def views_on_disk(

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from da3_splat.backbone.attention import at_once
 from da3_splat.fusion.pair_equations import PairEquations
 from da3_splat.fusion.two_views import CorrectedViews, Look, ViewMaps
 from da3_splat.geometry.projection import inverse_intrinsics
@@ -106,7 +107,7 @@ class _Scene:
     def __init__(self, geometry: Geometry, images: Tensor, config: ConsensusConfig, usable: Tensor | None):
         self.geometry, self.images, self.config = geometry, images[0], config
         self.views, self.height, self.width = geometry.depth.shape[1:]
-        self.pairs_at_a_time = PAIRS_AT_A_TIME["cpu" if self.images.device.type == "cpu" else "cuda"]
+        self.pairs_at_a_time = at_once(PAIRS_AT_A_TIME, self.images.device)
         self.intrinsics = geometry.known_cameras.resized(self.height, self.width).intrinsics[0].float()
         self.inverse_intrinsics = inverse_intrinsics(self.intrinsics)
         depth = geometry.depth[0].float()

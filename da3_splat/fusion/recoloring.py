@@ -33,15 +33,17 @@ def recolor(
     """The Gaussians (1,N), their constant colour corrected towards the pictures of the posed `views`, masks heeded."""
     count = views.images.shape[1]
     numbers = iter(progress(range(passes * count)))
-    for _ in range(passes):
-        missing, seen = (torch.zeros_like(gaussians.sh[0, :, 0]) for _ in range(2))
+    seen = torch.zeros_like(gaussians.sh[0, :, 0])  # shapes do not change, so neither do weights
+    for turn in range(passes):
+        missing = torch.zeros_like(seen)
 
-        def of_view(view: int, before: Gaussians = gaussians) -> tuple[Tensor, Tensor, Tensor]:
-            return _of_view(before, views.select([view]))
+        def of_view(view: int, before: Gaussians = gaussians, weigh: bool = turn == 0):
+            return _of_view(before, views.select([view]), weigh)
 
         for shown, spread, weight in workers(of_view, range(count)):
             missing[shown] += spread
-            seen[shown] += weight
+            if weight is not None:
+                seen[shown] += weight
             next(numbers, None)
         constant = gaussians.sh[:, :, :1] + (missing / DC / (seen + FLOOR))[None, :, None]
         gaussians = replace(gaussians, sh=torch.cat([constant, gaussians.sh[:, :, 1:]], dim=2))
@@ -49,9 +51,9 @@ def recolor(
     return gaussians
 
 
-def _of_view(gaussians: Gaussians, view: Views) -> tuple[Tensor, Tensor, Tensor]:
-    """Which Gaussians a view may see (M), and what it lacks and weighs of each (M,3)."""
+def _of_view(gaussians: Gaussians, view: Views, weigh: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Which Gaussians a view may see (M), and what it lacks and, if asked for, weighs of each (M,3)."""
     shown = in_sight(gaussians, view.known_cameras)
     image = view.images[0, 0]
     counted = torch.ones_like(image[0]) if view.masks is None else view.masks[0, 0]
-    return shown, *spread_back(gaussians.select(shown), view.known_cameras, image, counted)
+    return shown, *spread_back(gaussians.select(shown), view.known_cameras, image, counted, weigh=weigh)
